@@ -1,0 +1,77 @@
+"""twinrun: run a language model two ways and say what the speed cost. Nothing heavy is imported until it is used."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "load": "twinrun.models.load",
+    "Model": "twinrun.models.model",
+    "Runner": "twinrun.runners.runner",
+    "Recompute": "twinrun.runners.recompute",
+    "KVCache": "twinrun.runners.kvcache",
+    "SinglePass": "twinrun.runners.singlepass",
+    "Sampling": "twinrun.runners.sampling",
+    "Scores": "twinrun.records.scores",
+    "Run": "twinrun.records.run",
+    "Step": "twinrun.records.run",
+    "verify": "twinrun.verify.verify",
+    "probes": "twinrun.verify.probes",
+    "Case": "twinrun.verify.case",
+    "Budget": "twinrun.verify.budget",
+    "Verdict": "twinrun.verify.verdict",
+    "score": "twinrun.runners.score",
+    "contrast": "twinrun.contrast.contrast",
+}
+__all__ = ["__version__", *_EXPORTS, "errors", "testing"]
+
+if TYPE_CHECKING:
+    from twinrun import errors, testing
+    from twinrun.contrast.contrast import contrast
+    from twinrun.models.load import load
+    from twinrun.models.model import Model
+    from twinrun.records.run import Run, Step
+    from twinrun.records.scores import Scores
+    from twinrun.runners.kvcache import KVCache
+    from twinrun.runners.recompute import Recompute
+    from twinrun.runners.runner import Runner
+    from twinrun.runners.sampling import Sampling
+    from twinrun.runners.score import score
+    from twinrun.runners.singlepass import SinglePass
+    from twinrun.verify.budget import Budget
+    from twinrun.verify.case import Case
+    from twinrun.verify.probes import probes
+    from twinrun.verify.verdict import Verdict
+    from twinrun.verify.verify import verify
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use."""
+    if name in ("errors", "testing"):
+        return importlib.import_module(f"twinrun.{name}")
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'twinrun' has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = getattr(importlib.import_module(_EXPORTS[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return sorted(__all__)
+
+
+class _Package(ModuleType):
+    """Keeps `twinrun.verify` the function: importing the subpackage of the same name must not replace it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _EXPORTS and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,188 @@
+"""A causal LM with what twinrun needs to know about it: tokenizer, layout, limits, and why its settings were chosen."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import cached_property
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from twinrun.errors import ConfigError
+from twinrun.models.layout import Layout, find_layout
+from twinrun.models.raised import raised, raised_bytes, raised_part, refuse_packed
+from twinrun.numerics.precision import dtype_name, one_up
+
+Prompt = str | Sequence[int] | Tensor
+
+
+class Model:
+    """A loaded causal LM. `model` is the transformers module itself, unchanged; `tokenizer` may be None.
+
+    Attributes:
+        model: the module, in evaluation mode.
+        tokenizer: a transformers tokenizer, or None; then prompts are token ids.
+        name: what it was loaded from.
+        choices: for each automatic setting, the value and the reason.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any = None, *, name: str = "", choices: dict[str, str] | None = None) -> None:
+        """Wrap a module; use `twinrun.load`, which also checks it."""
+        self.model = model
+        self.tokenizer = tokenizer
+        self.name = name or type(model).__name__
+        self.choices = choices or {}
+
+    def __repr__(self) -> str:
+        """Show name, class, size and precision."""
+        size = sum(p.numel() for p in self.model.parameters())
+        return f"Model({self.name!r}, {type(self.core).__name__}, {size:,} parameters, {dtype_name(self.dtype)}, {self.device})"
+
+    @property
+    def core(self) -> nn.Module:
+        """The module without the wrapper of `torch.compile`."""
+        core = getattr(self.model, "_orig_mod", self.model)
+        return core if isinstance(core, nn.Module) else self.model
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether `torch.compile` stands around the module or its forward."""
+        return self.core is not self.model or hasattr(self.core.forward, "_torchdynamo_orig_callable")
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Body, layers, norm, head and tail (found on first use by one six-token forward of the plain module)."""
+        return find_layout(self.core)
+
+    @property
+    def config(self) -> Any:
+        """The text part of the transformers config; None for a module without one."""
+        config = getattr(self.core, "config", None)
+        return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the floating-point weights (the most frequent one by count of tensors)."""
+        kinds = [p.dtype for p in self.core.parameters() if p.is_floating_point()]
+        kinds = kinds or [torch.float32]
+        return max(dict.fromkeys(kinds), key=kinds.count)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the first parameter; inputs go there."""
+        first = next(iter(self.core.parameters()), None)
+        return first.device if first is not None else torch.device("cpu")
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the token embedding: ids from 0 up to this are valid."""
+        get = getattr(self.core, "get_input_embeddings", None)
+        table = get() if callable(get) else None
+        rows = getattr(table, "num_embeddings", None) or getattr(self.config, "vocab_size", None)
+        if not rows:
+            raise ConfigError(f"{self.name} has no readable vocabulary size; set config.vocab_size")
+        return int(rows)
+
+    @property
+    def max_context(self) -> int | None:
+        """Positions the model was built for, in tokens; None if it names no limit (ALiBi, for example)."""
+        for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
+            value = getattr(self.config, key, None)
+            if isinstance(value, int) and value > 0:
+                return value
+        return None
+
+    @property
+    def pad_id(self) -> int:
+        """Id put into masked slots; its value never matters, which `verify` checks."""
+        known = getattr(self.tokenizer, "pad_token_id", None)
+        known = known if known is not None else getattr(self.config, "pad_token_id", None)
+        return known if isinstance(known, int) and 0 <= known < self.vocab_size else 0
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Ids that end a text, from the generation config, the config, and the tokenizer, the first that names any."""
+        holders = (getattr(self.core, "generation_config", None), self.config, self.tokenizer)
+        for holder in holders:
+            value = getattr(holder, "eos_token_id", None)
+            if value is not None:
+                return frozenset([value] if isinstance(value, int) else value)
+        return frozenset()
+
+    @cached_property
+    def accepts(self) -> frozenset[str]:
+        """Names of the forward's parameters (position_ids and logits_to_keep are not known to every model)."""
+        return frozenset(inspect.signature(self.core.forward).parameters)
+
+    def encode(self, prompt: Prompt, *, new_tokens: int = 0) -> list[int]:
+        """Return the token ids of a prompt, checked.
+
+        Args:
+            prompt: a text, or token ids as they are.
+            new_tokens: tokens that will follow; prompt and these must fit the context.
+
+        Raises:
+            ConfigError: empty prompt, text without a tokenizer, an id outside the vocabulary, or too long.
+        """
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise ConfigError(f"{self.name} was loaded without a tokenizer; give token ids, or tr.load(model, tokenizer)")
+            ids = list(self.tokenizer(prompt)["input_ids"])
+        else:
+            ids = [int(i) for i in prompt]
+        if not ids:
+            raise ConfigError(f"the prompt {prompt!r:.40} has no tokens; give at least one token")
+        wrong = [i for i in ids if not 0 <= i < self.vocab_size]
+        if wrong:
+            raise ConfigError(f"token id {wrong[0]} is outside the vocabulary of {self.name}; ids run from 0 to {self.vocab_size - 1}")
+        limit = self.max_context
+        if limit is not None and len(ids) + new_tokens > limit:
+            extra = f" and {new_tokens} new ones" if new_tokens else ""
+            raise ConfigError(f"prompt of {len(ids)} tokens{extra} exceeds the context of {self.name} ({limit}); shorten it")
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str | None:
+        """Return the text of `ids`, or None without a tokenizer."""
+        return None if self.tokenizer is None else str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    @contextmanager
+    def raised(self) -> Iterator[torch.dtype]:
+        """Run this model one precision up inside the block; yields that precision. See `twinrun.models.raised`.
+
+        All weights are cast once if a whole copy fits into free memory, otherwise unit by unit around each forward.
+        """
+        dtype = one_up(self.dtype)
+        resident = self.is_compiled or raised_bytes(self.core, dtype) * 1.5 < free_bytes(self.device)
+        with raised(self.core, self.layout.layers, dtype, resident=resident):
+            yield dtype
+
+    def can_raise(self) -> str | None:
+        """Return None if this model can be run one precision up, else the reason why not."""
+        try:
+            one_up(self.dtype)
+            refuse_packed(self.core)
+        except Exception as error:  # both are typed refusals; the text is the reason
+            return str(error)
+        return None
+
+    def logits_of(self, hidden: Tensor) -> Tensor:
+        """Head and tail on hidden states `[rows, width]`, in the precision of `hidden`."""
+        layout = self.layout
+        if layout.head is None or layout.tail is None:
+            raise ConfigError(f"scores of {self.name} cannot be streamed: {layout.why_not}")
+        part = raised_part(layout.head, hidden.dtype) if hidden.dtype.itemsize > self.dtype.itemsize else nullcontext()
+        with torch.inference_mode(), part:
+            return layout.tail(layout.head(hidden))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that a new tensor on `device` can have, in bytes."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+

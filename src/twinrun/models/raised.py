@@ -1,0 +1,160 @@
+"""Run a model one precision up without a second copy of its weights, and put every bit back afterwards.
+
+Each unit (a decoder layer, an embedding, a norm, the head) is cast up when its forward starts and gets its own tensors
+back when it ends, so the extra memory is one unit. With `resident=True` all units stay up for the whole block, which
+costs memory and saves the casts: right for many short forwards. The originals are never written to, so the model is
+bit-identical afterwards, also when the block raises.
+
+Inside the block, code that asks for float32 by name (norms, softmax, rotary tables) gets the raised precision too:
+otherwise a float64 oracle would round to float32 in every norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from twinrun.errors import UnsupportedModelError
+
+
+class _Unit:
+    """Tensors that are cast up and put back together. Re-entrant, because a unit may call itself or share a tensor."""
+
+    def __init__(self, modules: Iterable[nn.Module], dtype: torch.dtype) -> None:
+        self.modules = list(modules)
+        self.dtype = dtype
+        self.depth = 0
+        self.kept: list[tuple[dict[str, Any], str, Any]] = []
+
+    def up(self) -> None:
+        self.depth += 1
+        if self.depth > 1:
+            return
+        raised: dict[int, Any] = {}
+        for module in self.modules:
+            for store in (module._parameters, module._buffers):
+                for name, tensor in store.items():
+                    if tensor is None or not tensor.is_floating_point() or tensor.dtype == self.dtype:
+                        continue
+                    self.kept.append((store, name, tensor))
+                    if id(tensor) not in raised:
+                        raised[id(tensor)] = _cast(tensor, self.dtype)
+                    store[name] = raised[id(tensor)]
+
+    def down(self) -> None:
+        self.depth -= 1
+        if self.depth == 0:
+            for store, name, tensor in self.kept:
+                store[name] = tensor
+            self.kept.clear()
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    up = tensor.detach().to(dtype)
+    return nn.Parameter(up, requires_grad=False) if isinstance(tensor, nn.Parameter) else up
+
+
+class _Float32Means(TorchFunctionMode):
+    """Inside, every request for float32 by name is served in float64."""
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.float:
+            return args[0].double()
+        args = tuple(torch.float64 if a is torch.float32 else a for a in args)
+        kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()}
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def raised(module: nn.Module, layers: Iterable[nn.Module], dtype: torch.dtype, *, resident: bool = False) -> Iterator[None]:
+    """Run `module` in `dtype` inside the block.
+
+    Args:
+        module: the model.
+        layers: its decoder layers; each is one unit, every other module that owns tensors is a unit of its own.
+        dtype: a precision above the model's.
+        resident: cast everything once for the whole block instead of each unit around its own forward.
+
+    Raises:
+        UnsupportedModelError: the weights are stored in a packed or integer format that has no higher precision here.
+
+    Cost: streamed, one cast of the weights a forward and one unit of memory; resident, one cast and a whole raised copy.
+    """
+    refuse_packed(module)
+    layers = list(layers)
+    inside = {id(part) for layer in layers for part in layer.modules()}
+    outside = [part for part in module.modules() if id(part) not in inside and _owns_floats(part)]
+    units = [(layer, _Unit(layer.modules(), dtype)) for layer in layers]
+    units += [(part, _Unit([part], dtype)) for part in outside if type(part) is not nn.Embedding]
+    with ExitStack() as undo:
+        undo.enter_context(_eager_experts(module, dtype))
+        for part in outside:
+            if type(part) is nn.Embedding:  # looked-up rows are cast, not the table: the same numbers, far less work
+                undo.callback(part.register_forward_hook(lambda _m, _a, out: out.to(dtype)).remove)
+        for part, unit in units:
+            if resident:
+                unit.up()
+                undo.callback(unit.down)
+            else:
+                undo.callback(part.register_forward_pre_hook(lambda *_, u=unit: u.up()).remove)
+                undo.callback(part.register_forward_hook(lambda *_, u=unit: u.down(), always_call=True).remove)
+        if dtype == torch.float64:
+            undo.enter_context(_Float32Means())
+        yield
+
+
+@contextmanager
+def raised_part(part: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Cast the tensors of one module and its children to `dtype` inside the block."""
+    unit = _Unit(part.modules(), dtype)
+    unit.up()
+    try:
+        yield
+    finally:
+        unit.down()
+
+
+def raised_bytes(module: nn.Module, dtype: torch.dtype) -> int:
+    """Bytes of a whole raised copy of the floating-point parameters."""
+    return sum(p.numel() for p in module.parameters() if p.is_floating_point()) * dtype.itemsize
+
+
+def refuse_packed(module: nn.Module) -> None:
+    """Raise when a module keeps weights in a form that cannot be cast up (packed int8, int4, float8).
+
+    Raises:
+        UnsupportedModelError: names the first such module.
+    """
+    for name, part in module.named_modules():
+        own = [*part._parameters.values(), *part._buffers.values()]
+        kinds = {t.dtype for t in own if t is not None}
+        if any(d.itemsize == 1 and d not in (torch.bool, torch.uint8) for d in kinds) or hasattr(part, "_packed_params"):
+            raise UnsupportedModelError(
+                f"{name or type(module).__name__} ({type(part).__name__}) holds quantised weights; "
+                "they have no higher precision to be run in"
+            )
+
+
+def _owns_floats(part: nn.Module) -> bool:
+    own = (*part._parameters.values(), *part._buffers.values())
+    return any(t is not None and t.is_floating_point() for t in own)
+
+
+@contextmanager
+def _eager_experts(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Switch mixture-of-experts layers to transformers' eager loop: grouped products have no float64 on a CPU."""
+    configs = {id(c): c for c in (getattr(part, "config", None) for part in module.modules()) if c is not None}
+    before = [(c, c._experts_implementation) for c in configs.values() if getattr(c, "_experts_implementation", None)]
+    try:
+        for config, _ in before:
+            if dtype == torch.float64:
+                config._experts_implementation = "eager"
+        yield
+    finally:
+        for config, value in before:
+            config._experts_implementation = value

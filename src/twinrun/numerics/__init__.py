@@ -1,0 +1,1 @@
+"""Numbers only: precisions and their ulps, and float32 statistics streamed block by block. Knows no model."""

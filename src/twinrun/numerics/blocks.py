@@ -1,0 +1,72 @@
+"""Rows of logits, a few positions at a time: the one loop through which every full-vocabulary number is computed.
+
+`[positions, vocab]` never exists; a block of it does. The size of a block is set by bytes, not by rows, so the memory
+is the same for a vocabulary of 256 and of 256,000.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+BLOCK_BYTES = 24 * 2**20
+"""Bytes of one float32 block. 24 MiB holds 40 rows of a 151,936-token vocabulary. Measured on two CPU cores with that
+vocabulary: 32 rows 5.3 s, 64 rows 4.9 s for the KL of 1,024 positions, so a larger block buys little."""
+
+
+class LogitRows(Protocol):
+    """Anything that can produce rows of logits on demand."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of columns."""
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows, one a position."""
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Return logits `[stop - start, vocab]` in the precision that the model computed them in."""
+
+
+class StoredLogits:
+    """Logits that already exist as one `[rows, vocab]` tensor (small models, other engines, tests)."""
+
+    def __init__(self, logits: Tensor) -> None:
+        """Keep `logits` `[rows, vocab]`; nothing is copied."""
+        self._logits = logits
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of columns."""
+        return int(self._logits.shape[1])
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows."""
+        return int(self._logits.shape[0])
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Return a view of rows `start` to `stop`."""
+        return self._logits[start:stop]
+
+
+def block_bounds(num_rows: int, vocab_size: int, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) so that a float32 block `[stop - start, vocab_size]` stays within `block_bytes`.
+
+    Example:
+        >>> list(block_bounds(5, 100, block_bytes=800))
+        [(0, 2), (2, 4), (4, 5)]
+    """
+    size = max(1, block_bytes // (4 * vocab_size))
+    for start in range(0, num_rows, size):
+        yield start, min(start + size, num_rows)
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    """Log-probabilities `[..., vocab]` in float32 (float64 stays float64), exact in the tail where half types are not."""
+    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return torch.log_softmax(logits, dim=-1, dtype=wide)

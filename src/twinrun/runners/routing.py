@@ -1,0 +1,61 @@
+"""Record which experts the routers of a mixture-of-experts model choose, so that a router tie is not taken for a bug."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from twinrun.models.model import Model
+from twinrun.records.scores import Routes
+
+
+class RouteRecorder:
+    """Collects router outputs of each forward. On a dense model it does nothing."""
+
+    def __init__(self, num_routers: int) -> None:
+        self._num_routers = num_routers
+        self._now: list[tuple[Tensor, Tensor]] = []
+        self.forwards: list[tuple[Tensor, Tensor]] = []
+
+    @classmethod
+    @contextmanager
+    def on(cls, model: Model) -> Iterator[RouteRecorder]:
+        """Hook the routers of `model` for the length of the block."""
+        names = () if model.is_compiled else model.layout.routers
+        recorder = cls(len(names))
+        with ExitStack() as undo:
+            for name in names:
+                undo.callback(model.core.get_submodule(name).register_forward_hook(recorder._hook).remove)
+            yield recorder
+
+    def _hook(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        ids = next(t for t in output if not t.is_floating_point())
+        logits = next(t for t in output if t.is_floating_point())
+        self._now.append((ids.reshape(-1, ids.shape[-1]), logits.reshape(-1, logits.shape[-1]).float()))
+
+    def end_forward(self, shape: torch.Size) -> None:
+        """Close one forward on `[rows, tokens]`: stack its routers to `[layers, rows, tokens, k]`."""
+        if len(self._now) == self._num_routers and self._num_routers:
+            ids, logits = (torch.stack(column) for column in zip(*self._now, strict=True))
+            rows, tokens = shape
+            self.forwards.append((ids.unflatten(1, (rows, tokens)), logits.unflatten(1, (rows, tokens))))
+        self._now.clear()
+
+    def of_row(self, row: int, length: int, num_scored: int) -> Routes | None:
+        """Routes of one row of forwards that each extend the last: the last `num_scored` prefixes of its `length` tokens."""
+        if not self.forwards:
+            return None
+        ids = torch.cat([f[0][:, row] for f in self.forwards], dim=1)[:, -length:].cpu()
+        logits = torch.cat([f[1][:, row] for f in self.forwards], dim=1)[:, -length:].cpu()
+        ends = range(length - num_scored + 1, length + 1)
+        return Routes(experts=[ids[:, :end] for end in ends], logits=[logits[:, :end] for end in ends])
+
+    def of_forwards(self) -> Routes | None:
+        """Routes of forwards on one row that each start afresh: one entry a forward."""
+        if not self.forwards:
+            return None
+        return Routes(experts=[f[0][:, 0].cpu() for f in self.forwards], logits=[f[1][:, 0].cpu() for f in self.forwards])

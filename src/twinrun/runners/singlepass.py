@@ -1,0 +1,76 @@
+"""One forward for prompt plus continuation: under a causal mask the logits at position i-1 score token i."""
+
+from __future__ import annotations
+
+import time
+
+from torch import Tensor
+
+from twinrun.records.scores import Scores
+from twinrun.runners.forward import Padded, TailMismatch, forward, reading
+from twinrun.runners.runner import ModelRunner
+
+
+class SinglePass(ModelRunner):
+    """Score a text that is already there with a single forward for all its tokens, a batch of texts left-padded together.
+
+    `generate` has no text to score, so it makes the same one forward over the whole padded batch for every new token
+    (no cache); use `KVCache` to generate fast.
+
+    Source: teacher forcing with a causal mask; LightReasoner's sampling is the use that made it matter
+    (arXiv:2510.07962; the proposal in the project's pull request 12).
+
+    Cost: one forward; logits are streamed, so memory is that of the hidden states.
+
+    Example:
+        >>> m = load("builtin:amateur")
+        >>> SinglePass(m).score([5, 6, 7], start=2).positions
+        tensor([1, 2])
+    """
+
+    kind = "single-pass"
+
+    def _score(self, rows: list[list[int]], starts: list[int]) -> list[Scores]:
+        try:
+            return self._score_once(rows, starts, stream=True)
+        except TailMismatch:
+            return self._score_once(rows, starts, stream=False)
+
+    def _score_once(self, rows: list[list[int]], starts: list[int], *, stream: bool) -> list[Scores]:
+        began = time.perf_counter()
+        batch = Padded.of(rows, self.model.pad_id, self.model.device)
+        with reading(self.model, stream=stream) as read:
+            features = read(batch.ids, mask=batch.mask, positions=batch.positions)
+            seconds = (time.perf_counter() - began) / len(rows)
+            scores = []
+            for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
+                count = len(row) - start + 1
+                routes = read.routes.of_row(i, len(row), count)
+                scores.append(read.scores(row, start, features[i, -count:], seconds, routes))
+            return scores
+
+    def start(self, rows: list[list[int]], new_tokens: int) -> SinglePassDecoding:
+        """Begin a free run."""
+        return SinglePassDecoding(self, rows)
+
+
+class SinglePassDecoding:
+    """A free run of a batch with one padded forward a step and no cache."""
+
+    def __init__(self, runner: SinglePass, rows: list[list[int]]) -> None:
+        self._model = runner.model
+        self._rows = [list(row) for row in rows]
+
+    def logits(self) -> Tensor:
+        """One forward over all rows."""
+        batch = Padded.of(self._rows, self._model.pad_id, self._model.device)
+        return forward(self._model, batch.ids, mask=batch.mask, positions=batch.positions)[:, -1]
+
+    def commit(self, tokens: list[int]) -> None:
+        """Append to every row."""
+        for row, token in zip(self._rows, tokens, strict=True):
+            row.append(token)
+
+    def cache_lengths(self) -> tuple[int, ...]:
+        """No cache."""
+        return ()

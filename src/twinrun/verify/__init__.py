@@ -1,0 +1,1 @@
+"""Judge two runs of one model: align, measure against an oracle, decide, explain. Sees records and tensors, no runner."""

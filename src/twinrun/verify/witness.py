@@ -1,0 +1,111 @@
+"""The two witnesses that decide between rounding and a bug. Either convicts. Neither has a tolerance to tune.
+
+*Ratio*: the candidate's error over the reference's own, both against the oracle (the reference one precision up).
+*Sweep*: both sides one precision up. Rounding shrinks with the unit roundoff, a logic bug stays where it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from twinrun.numerics.precision import dtype_name, ulp
+from twinrun.verify.measure import Measured
+
+RATIO_MAX = 2.0
+"""FlashAttention's tests: the candidate's worst error at most twice the same-precision baseline's (test_flash_attn.py)."""
+RATIO_RMS = 1.5
+"""The mean rule of FlashAttention's key-value cache tests on Hopper, and Ascend's for language-model operators."""
+FLOOR_ULPS_MAX = 2.0
+FLOOR_ULPS_RMS = 0.5
+"""Errors below these many ulp of the deployed precision, at the size of the largest logit, are rounding whatever the
+reference achieved: rounding the logits alone costs up to 0.5 ulp, 0.29 in the mean square."""
+SWEEP_FACTOR = 64.0
+"""Allowed gap one precision up, in units of the reference's error scaled by the ratio of unit roundoffs."""
+SWEEP_FLOOR_ULPS = 16.0
+"""The same bound never falls below this many ulp of the raised precision at the size of the logits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ratio:
+    """Errors in nats of log-probability; `floor` is what both were at least taken to be."""
+
+    max: float | None
+    rms: float | None
+    err_ref_max: float
+    err_cand_max: float
+    err_ref_rms: float
+    err_cand_rms: float
+    floor_max: float
+    set_aside: int
+    """Positions left out because a router tie came before them."""
+
+    @property
+    def passes(self) -> bool:
+        """Whether both ratios are inside the rule; True when every position was set aside."""
+        return self.max is None or self.rms is None or (self.max <= RATIO_MAX and self.rms <= RATIO_RMS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """Largest gap of the two sides one precision up, and what rounding would explain; None if it could not be run."""
+
+    gap: float | None
+    allowed: float | None
+    low: str
+    high: str | None
+    why_not: str | None = None
+
+    @property
+    def passes(self) -> bool:
+        """Whether the gap is explained by rounding (True when the sweep could not be run)."""
+        return self.gap is None or self.allowed is None or self.gap <= self.allowed
+
+
+def ratio_witness(rows: list[Measured], low: torch.dtype) -> Ratio:
+    """Hold the candidate's error against the reference's: pooled, and row by row so that a long quiet row hides nothing.
+
+    A row's own worst ratio counts when it is larger than the pooled one; its reference error is taken to be at least
+    the pooled root mean square, since over few positions the reference may be right by luck.
+    """
+    kept = [_keep(m) for m in rows]
+    size = max((float(m.logit_size.max()) for m in rows if len(m)), default=0.0)
+    floor_max, floor_rms = FLOOR_ULPS_MAX * ulp(low, size), FLOOR_ULPS_RMS * ulp(low, size)
+    whole = Measured.cat([m for m in kept if len(m)]) if any(len(m) for m in kept) else None
+    aside = sum(len(m) for m in rows) - (len(whole) if whole is not None else 0)
+    if whole is None:
+        return Ratio(
+            max=None, rms=None, err_ref_max=0, err_cand_max=0, err_ref_rms=0, err_cand_rms=0, floor_max=floor_max, set_aside=aside
+        )
+    ref_max, cand_max = float(whole.err_ref_max.max()), float(whole.err_cand_max.max())
+    ref_rms, cand_rms = _rms(whole.err_ref_ss, whole.vocab), _rms(whole.err_cand_ss, whole.vocab)
+    worst_max = cand_max / max(ref_max, floor_max)
+    worst_rms = cand_rms / max(ref_rms, floor_rms)
+    return Ratio(
+        max=worst_max, rms=worst_rms, err_ref_max=ref_max, err_cand_max=cand_max, err_ref_rms=ref_rms,
+        err_cand_rms=cand_rms, floor_max=floor_max, set_aside=aside,
+    )
+
+
+def sweep_witness(rows: list[Measured], low: torch.dtype, high: torch.dtype) -> Sweep:
+    """Hold the gap one precision up against what the reference's error in the deployed precision predicts for it."""
+    gap = max(float(m.gap_up_max.max()) for m in rows)
+    size = max(float(m.logit_size.max()) for m in rows)
+    shrink = torch.finfo(high).eps / torch.finfo(low).eps
+    noise = max(float(m.err_ref_max.max()) for m in rows)
+    allowed = max(SWEEP_FACTOR * noise * shrink, SWEEP_FLOOR_ULPS * ulp(high, max(size, 1.0)))
+    return Sweep(gap=gap, allowed=allowed, low=dtype_name(low), high=dtype_name(high))
+
+
+def _keep(measured: Measured) -> Measured:
+    """Drop positions behind a router tie."""
+    keep = ~measured.router_tie
+    if bool(keep.all()):
+        return measured
+    values = {f: getattr(measured, f)[keep] for f in measured.__slots__ if f != "vocab"}
+    return Measured(**values, vocab=measured.vocab)
+
+
+def _rms(sum_of_squares: torch.Tensor, vocab: int) -> float:
+    return float((sum_of_squares.mean() / vocab).sqrt())
