@@ -1,4 +1,4 @@
-"""Place a finished checkpoint: ordinary folder, measured skill (`skill.json`) and the model card drawn from it.
+"""Place a finished checkpoint: ordinary folder, measured skill (`skill.json`), model card drawn from it.
 
 Every number of the card comes from `skill.json`; `render` takes nothing else, so the two cannot differ.
 """
@@ -39,19 +39,22 @@ def place(recipe: Recipe, folder: Path, *, measure_only: bool) -> Path:
     (fresh / "README.md").write_text(render(report))
     size = sum(path.stat().st_size for path in fresh.iterdir())
     if size > MAX_FOLDER_BYTES:
-        raise SystemExit(f"{recipe.name}: {size} bytes, the limit is {MAX_FOLDER_BYTES}; {fresh} was not placed")
+        raise SystemExit(
+            f"{recipe.name}: {size} bytes, the limit is {MAX_FOLDER_BYTES}; {fresh} was not placed"
+        )
     old = BUILD / f"replaced-{recipe.name}"
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh.rename(target)
-    print(f"{recipe.name}: {size} bytes in {target}\n{json.dumps(report['skill'])}\n{json.dumps(report['text'])}")
+    print(f"{recipe.name}: {size} bytes in {target}")
+    print(json.dumps(report["skill"]), json.dumps(report["text"]), sep="\n")
     return target
 
 
 def write_weights(recipe: Recipe, final: Path, fresh: Path) -> dict[str, Any]:
-    """Save the trained weights in bfloat16 with config and tokenizer; return what is known about the training."""
+    """Save the trained weights in bfloat16 with config and tokenizer; return the facts of the training."""
     import torch
     import transformers
     from builtin_data import shared_tokenizer
@@ -90,7 +93,11 @@ def measure(folder: Path) -> dict[str, Any]:
         "vocab_tokens": len(tokenizer),
         "skill": {"decoding": "greedy", "seed": MEASURE_SEED, **skill(model, tokenizer, HELD_OUT_PROBLEMS)},
         "text": text_loss(model, tokenizer),
-        "measured_with": {"python": platform.python_version(), "torch": str(torch.__version__), "dtype": "float32"},
+        "measured_with": {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "dtype": "float32",
+        },
     }
 
 

@@ -1,8 +1,8 @@
 """Tokenizer and training blocks of the built-in checkpoints.
 
 Block `i` depends on `(seed, i)` only: a map-style data set without state, so a resumed run sees exactly the
-blocks it has not seen. A block holds either word problems in chat form, packed one after another, or a window of
-Python documentation.
+blocks it has not seen. A block holds word problems in chat form, packed one after another, or worked lines
+without their stories (drill), or a window of Python documentation.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from builtin_recipe import (
     BLOCK_TOKENS,
     BUILD,
+    DRILL_BLOCK_SHARE,
     LONG_BLOCK_TOKENS,
     LONG_EVERY,
     MODELS,
@@ -28,12 +29,12 @@ from builtin_recipe import (
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from twinrun.tasks.arithmetic import problem
+from twinrun.tasks.arithmetic import Problem, problem
 from twinrun.tasks.texts import python_docs
 
 SPECIALS = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>")
 IGNORED = -100
-PROBLEMS_PER_BLOCK = 16  # upper bound: the shortest problem has more than 512 / 16 tokens
+PROBLEMS_PER_BLOCK = 24  # upper bound: the shortest problem has more than 512 / 16 tokens
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 {%- if message['role'] not in ['system', 'user', 'assistant'] -%}
@@ -64,7 +65,9 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     problems = [problem(i, seed=1) for i in range(4000)]
-    core.train_from_iterator([f"{p.question}\n{p.answer_text}" for p in problems] + python_docs("train"), trainer)
+    core.train_from_iterator(
+        [f"{p.question}\n{p.answer_text}" for p in problems] + python_docs("train"), trainer
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         eos_token="<|end|>",
@@ -79,7 +82,7 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def shared_tokenizer(*, renew: bool = False) -> Path:
-    """Folder of the tokenizer both checkpoints share; a checkpoint already in place decides it unless `renew`."""
+    """Folder of the tokenizer both checkpoints share; a checkpoint already in place decides unless `renew`."""
     folder = BUILD / "tokenizer"
     placed = [path for name in ("expert", "amateur") if (path := MODELS / name / "tokenizer.json").exists()]
     if renew:
@@ -113,7 +116,8 @@ class Blocks(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         """Block `index`: `input_ids` and `labels`, both ``[256]`` or ``[512]`` int64."""
         length = BLOCK_TOKENS if index // self.batch % LONG_EVERY else LONG_BLOCK_TOKENS
         rng = Random(f"twinrun/block/{self.seed}/{index}")
-        if rng.random() < TEXT_BLOCK_SHARE:
+        kind = rng.random()
+        if kind < TEXT_BLOCK_SHARE:
             start = rng.randrange(len(self.text) - length)
             ids = self.text[start : start + length]
             return {"input_ids": torch.tensor(ids), "labels": torch.tensor(ids)}
@@ -121,17 +125,23 @@ class Blocks(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         for j in range(PROBLEMS_PER_BLOCK):
             if len(ids) >= length:
                 break
-            asked, answered = self.turn(index * PROBLEMS_PER_BLOCK + j, rng)
-            ids += asked + answered
-            labels += [IGNORED] * len(asked) + answered
+            item = problem(index * PROBLEMS_PER_BLOCK + j, seed=self.seed)
+            parts = self.drill(item) if kind < TEXT_BLOCK_SHARE + DRILL_BLOCK_SHARE else self.turn(item, rng)
+            for given, wanted in parts:
+                ids += given + wanted
+                labels += [IGNORED] * len(given) + wanted
         return {"input_ids": torch.tensor(ids[:length]), "labels": torch.tensor(labels[:length])}
 
-    def turn(self, index: int, rng: Random) -> tuple[list[int], list[int]]:
+    def drill(self, item: Problem) -> list[tuple[list[int], list[int]]]:
+        """The worked lines of a problem: ids up to the equals sign, ids of the result with its line end."""
+        lines = [line.split(" = ") for line in item.answer_text.splitlines()[:-1]]
+        return [(self.core.encode(f"{left} =").ids, self.core.encode(f" {result}\n").ids) for left, result in lines]
+
+    def turn(self, item: Problem, rng: Random) -> list[tuple[list[int], list[int]]]:
         """One problem in chat form: ids up to the answer, ids of the answer with its end."""
-        item = problem(index, seed=self.seed)
         end = [self.ids["<|end|>"]]
         asked = [self.ids["<|user|>"], *self.core.encode(item.question).ids, *end, self.ids["<|assistant|>"]]
         if rng.random() < SYSTEM_SHARE:
             system = self.core.encode(rng.choice(SYSTEM_TEXTS)).ids
             asked = [self.ids["<|system|>"], *system, *end, *asked]
-        return asked, [*self.core.encode(item.answer_text).ids, *end]
+        return [(asked, [*self.core.encode(item.answer_text).ids, *end])]

@@ -31,7 +31,9 @@ def answers(
     texts: list[str] = []
     for start in range(0, len(items), batch):
         chats = [[{"role": "user", "content": item.question}] for item in items[start : start + batch]]
-        prompts = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in chats]
+        prompts = [
+            tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in chats
+        ]
         encoded = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt")
         out: Any = model.generate(**encoded, max_new_tokens=120, do_sample=False)
         texts += tokenizer.batch_decode(out[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -47,17 +49,26 @@ def skill(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, count: int
     worked = [text.strip() == item.answer_text for text, item in zip(texts, items, strict=True)]
     report = {**_rate(right), "exact_worked_text": sum(worked) / count, "by_steps": {}}
     for steps in sorted({item.steps for item in items}):
-        report["by_steps"][str(steps)] = _rate([r for r, i in zip(right, items, strict=True) if i.steps == steps])
+        report["by_steps"][str(steps)] = _rate(
+            [r for r, i in zip(right, items, strict=True) if i.steps == steps]
+        )
     return report
 
 
 def _rate(right: list[bool]) -> dict[str, Any]:
     low, high = wilson(sum(right), len(right))
-    return {"exact": sum(right) / len(right), "interval_95": [low, high], "hits": sum(right), "problems": len(right)}
+    return {
+        "exact": sum(right) / len(right),
+        "interval_95": [low, high],
+        "hits": sum(right),
+        "problems": len(right),
+    }
 
 
 @torch.inference_mode()
-def text_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, window: int = 512) -> dict[str, float]:
+def text_loss(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, window: int = 512
+) -> dict[str, float]:
     """Loss on the held-out documentation, each text cut to its first `window` tokens and read by itself."""
     model.eval()
     nats, tokens, size = 0.0, 0, 0

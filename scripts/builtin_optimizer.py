@@ -12,15 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024, "Muon", https://kellerjordan.github.io/posts/muon/
+NEWTON_SCHULZ = (
+    3.4445,
+    -4.7750,
+    2.0315,
+)  # Jordan et al. 2024, "Muon", https://kellerjordan.github.io/posts/muon/
 
 
 class MuonAdamW(torch.optim.Optimizer):
     """Orthogonalised momentum for the 2-D weights inside the layers, AdamW for embeddings and norms.
 
-    Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers"; step size 0.2 * sqrt(max(rows, columns))
-    and decoupled weight decay from Liu et al. 2025, arXiv:2502.16982v1, section 2.2, so that one learning rate
-    serves both kinds of parameter.
+    Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers"; step size
+    0.2 * sqrt(max(rows, columns)) and decoupled weight decay from Liu et al. 2025, arXiv:2502.16982v1,
+    section 2.2, so that one learning rate serves both kinds of parameter.
     """
 
     def __init__(self, model: nn.Module, lr: float, weight_decay: float) -> None:
@@ -73,7 +77,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor, rounds: int = 5) -> Tensor:
-    """The nearest (semi-)orthogonal matrix, roughly: Newton-Schulz, singular values end between 0.6 and 1.2."""
+    """Roughly the nearest (semi-)orthogonal matrix: Newton-Schulz, singular values end between 0.6 and 1.2."""
     a, b, c = NEWTON_SCHULZ
     x = matrix.T.contiguous() if matrix.shape[0] > matrix.shape[1] else matrix
     x = x / (x.norm() + 1e-7)

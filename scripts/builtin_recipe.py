@@ -15,9 +15,13 @@ MAX_FOLDER_BYTES = 6_000_000
 
 BLOCK_TOKENS, LONG_BLOCK_TOKENS, LONG_EVERY = 256, 512, 6  # every sixth batch holds long blocks
 VOCAB_TOKENS = 1024
-TEXT_BLOCK_SHARE = 0.12
+TEXT_BLOCK_SHARE, DRILL_BLOCK_SHARE = 0.12, 0.18
 SYSTEM_SHARE = 0.1
-SYSTEM_TEXTS = ("You are a helpful assistant.", "Solve the problem step by step.", "Answer with worked steps.")
+SYSTEM_TEXTS = (
+    "You are a helpful assistant.",
+    "Solve the problem step by step.",
+    "Answer with worked steps.",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +44,7 @@ class Recipe:
     clip: float = 1.0
     seed: int = 20
     save_every: int = 250
-    evaluate_every: int = 500
+    evaluate_every: int = 250
 
     @property
     def tokens(self) -> int:
@@ -54,6 +58,13 @@ RECIPES = {
         name="expert", layers=6, width=192, heads=6, kv_heads=3, feed_forward=512, steps=4000, decay_steps=800
     ),
     "amateur": Recipe(
-        name="amateur", layers=3, width=128, heads=4, kv_heads=2, feed_forward=320, steps=1500, decay_steps=300
+        name="amateur",
+        layers=3,
+        width=128,
+        heads=4,
+        kv_heads=2,
+        feed_forward=320,
+        steps=1500,
+        decay_steps=300,
     ),
 }

@@ -2,8 +2,8 @@
 
 Seeded and resumable: after a kill, the same command continues from the newest complete checkpoint under
 `build/builtin/<name>/` with exactly the blocks it has not seen. At the end it measures the saved weights and
-writes the finished folder to `src/twinrun/models/builtin/<name>/` in one rename. Needs two CPU cores, no GPU and
-no network.
+writes the finished folder to `src/twinrun/models/builtin/<name>/` in one rename. Needs two CPU cores, no GPU
+and no network; on a busy machine set OMP_WAIT_POLICY=PASSIVE, or threads that wait for each other eat the time.
 """
 
 from __future__ import annotations
@@ -91,7 +91,9 @@ def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCau
 
 def newest_complete(folder: Path) -> Path | None:
     """The newest checkpoint whose last-written file is whole; unfinished ones are removed."""
-    for path in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True):
+    for path in sorted(
+        folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True
+    ):
         try:
             json.loads((path / "trainer_state.json").read_text())
         except (OSError, ValueError):
@@ -134,7 +136,10 @@ def train(recipe: Recipe, folder: Path, tokenizer: PreTrainedTokenizerFast) -> T
         callbacks=[Trend(recipe, tokenizer, folder)],
     )
     resume = newest_complete(folder)
-    print(f"{recipe.name}: {'resuming ' + resume.name if resume else 'starting'}, {recipe.steps} steps", flush=True)
+    print(
+        f"{recipe.name}: {'resuming ' + resume.name if resume else 'starting'}, {recipe.steps} steps",
+        flush=True,
+    )
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     return trainer
 
@@ -146,13 +151,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("name", choices=sorted(RECIPES), help="which checkpoint")
-    parser.add_argument("--evaluate-only", action="store_true", help="measure the placed checkpoint, renew its card")
+    parser.add_argument(
+        "--evaluate-only", action="store_true", help="measure the placed checkpoint, renew its card"
+    )
     parser.add_argument("--fresh", action="store_true", help="delete the checkpoints of an earlier run first")
-    parser.add_argument("--new-tokenizer", action="store_true", help="train the tokenizer anew (both need it then)")
+    parser.add_argument(
+        "--new-tokenizer", action="store_true", help="train the tokenizer anew (both need it then)"
+    )
     parser.add_argument("--steps", type=int, help="another number of steps than the recipe's")
     parser.add_argument("--save-every", type=int, help="steps between two checkpoints")
-    parser.add_argument("--build", type=Path, default=BUILD, help="folder of checkpoints (default: %(default)s)")
-    parser.add_argument("--no-place", action="store_true", help="stop after training, write no checkpoint folder")
+    parser.add_argument(
+        "--build", type=Path, default=BUILD, help="folder of checkpoints (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--no-place", action="store_true", help="stop after training, write no checkpoint folder"
+    )
     args = parser.parse_args(argv)
     recipe = RECIPES[args.name]
     if args.steps is not None:

@@ -31,23 +31,25 @@ _EXPORTS = {
 __all__ = ["__version__", *_EXPORTS, "errors", "testing"]
 
 if TYPE_CHECKING:
-    from twinrun import errors, testing
-    from twinrun.contrast.contrast import contrast
-    from twinrun.models.load import load
-    from twinrun.models.model import Model
-    from twinrun.records.run import Run, Step
-    from twinrun.records.scores import Scores
-    from twinrun.runners.kvcache import KVCache
-    from twinrun.runners.recompute import Recompute
-    from twinrun.runners.runner import Runner
-    from twinrun.runners.sampling import Sampling
-    from twinrun.runners.score import score
-    from twinrun.runners.singlepass import SinglePass
-    from twinrun.verify.budget import Budget
-    from twinrun.verify.case import Case
-    from twinrun.verify.probes import probes
-    from twinrun.verify.verdict import Verdict
-    from twinrun.verify.verify import verify
+    from twinrun import errors as errors
+    from twinrun import testing as testing
+    from twinrun.contrast.contrast import contrast as contrast
+    from twinrun.models.load import load as load
+    from twinrun.models.model import Model as Model
+    from twinrun.records.run import Run as Run
+    from twinrun.records.run import Step as Step
+    from twinrun.records.scores import Scores as Scores
+    from twinrun.runners.kvcache import KVCache as KVCache
+    from twinrun.runners.recompute import Recompute as Recompute
+    from twinrun.runners.runner import Runner as Runner
+    from twinrun.runners.sampling import Sampling as Sampling
+    from twinrun.runners.score import score as score
+    from twinrun.runners.singlepass import SinglePass as SinglePass
+    from twinrun.verify.budget import Budget as Budget
+    from twinrun.verify.case import Case as Case
+    from twinrun.verify.probes import probes as probes
+    from twinrun.verify.verdict import Verdict as Verdict
+    from twinrun.verify.verify import verify as verify
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Word problems: deterministic, disjoint splits, and answers that an independent reader of the steps confirms."""
+"""Word problems: deterministic, disjoint splits, answers that an independent reader of the steps confirms."""
 
 import random
 import re
@@ -38,7 +38,7 @@ def check_worked(answer_text: str) -> int:
 
 
 def chain_holds(question: str, answer_text: str) -> bool:
-    """Every number of a worked line stands in the question or is the result of an earlier line, or is 2 or 3."""
+    """Every number of a worked line stands in the question, results from an earlier line, or is 2 or 3."""
     known = set(re.findall(r"\d+", question)) | {"2", "3"}
     for line in answer_text.split("\n")[:-1]:
         found = LINE.fullmatch(line)
@@ -76,7 +76,9 @@ def test_same_arguments_give_the_same_problem_in_any_order():
 
 def test_problems_are_pinned():
     """The checkpoints were trained and measured on these; a change of wording or ranges must be deliberate."""
-    digest = problem_hash("".join(problem(i, seed=20).question + problem(i, seed=20).answer_text for i in range(200)))
+    digest = problem_hash(
+        "".join(problem(i, seed=20).question + problem(i, seed=20).answer_text for i in range(200))
+    )
     assert digest[:16] == "3ba3e8c545481223"
 
 

@@ -18,7 +18,7 @@ NAMES = ("expert", "amateur")
 FOLDER = Path(twinrun.__file__).parent / "models" / "builtin"
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 LIVE_PROBLEMS = 60
-# Exact answers on 1,000 held-out problems: the expert is good, the amateur weak but coherent, with the interval inside.
+# The 95 % interval of the exact answers must lie in here: the expert is good, the amateur weak but coherent.
 WINDOW = {"expert": (0.78, 0.95), "amateur": (0.15, 0.50)}
 
 
@@ -79,8 +79,8 @@ sys.modules["twinrun"] = None  # an import of it would fail
 from transformers import AutoModelForCausalLM, AutoTokenizer
 model, tokenizer = (kind.from_pretrained({str(folder)!r}) for kind in (AutoModelForCausalLM, AutoTokenizer))
 assert model.dtype == torch.bfloat16 and type(model).__name__ == "Qwen3ForCausalLM"
-ids = tokenizer.apply_chat_template([{{"role": "user", "content": "Ana has 3 coins."}}], add_generation_prompt=True,
-                                    return_tensors="pt", return_dict=True)
+chat = [{{"role": "user", "content": "Ana has 3 coins. She buys 4 more. How many coins does Ana have now?"}}]
+ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 out = model.generate(**ids, max_new_tokens=60, do_sample=False)
 assert out[0, -1].item() in model.generation_config.eos_token_id
 """
@@ -99,9 +99,9 @@ def test_both_use_one_tokenizer():
 @pytest.mark.parametrize(
     "text",
     [
-        "", " ", "a", "  two  spaces \n\n\ttab ", "\r\n", "0123456789", "naïve café", "Straße", "Привет, мир", "你好,世界",
-        "مرحبا", "שלום", "한국어", "🙂👩‍👩‍👧", "e\u0301", "\u00a0", "\x00\x7f", "def f(x): return {'a': [1, 2]}", "don't  stop ,.!",
-        "<|not a special|>",
+        "", " ", "a", "  two  spaces \n\n\ttab ", "\r\n", "0123456789", "naïve café", "Straße", "Привет, мир",
+        "你好,世界", "مرحبا", "שלום", "한국어", "🙂👩‍👩‍👧", "e\u0301", "\u00a0", "\x00\x7f",
+        "def f(x): return {'a': [1, 2]}", "don't  stop ,.!", "<|not a special|>",
     ],
 )  # fmt: skip
 def test_any_text_comes_back_unchanged(tokenizer, text):
@@ -160,7 +160,7 @@ def test_the_card_is_drawn_from_the_record(folder, monkeypatch):
 
 
 def test_live_skill_agrees_with_the_card(folder, tokenizer):
-    """60 problems: half a width of 4 standard errors of the claimed rate, so a false alarm is a one in 10,000 event."""
+    """Four standard errors of 60 problems around the claimed rate: another machine's rounding stays inside."""
     claimed = json.loads((folder / "skill.json").read_text())["skill"]["exact"]
     got = live_skill(load(folder), tokenizer)
     assert abs(got - claimed) <= 4 * (claimed * (1 - claimed) / LIVE_PROBLEMS) ** 0.5
@@ -168,7 +168,9 @@ def test_live_skill_agrees_with_the_card(folder, tokenizer):
 
 def test_an_untrained_model_of_the_same_shape_scores_nothing(tokenizer):
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(FOLDER / "amateur"), dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.from_pretrained(FOLDER / "amateur"), dtype=torch.float32
+    ).eval()
     model.generation_config = load(FOLDER / "amateur").generation_config
     assert live_skill(model, tokenizer, 20) <= 0.05
 

@@ -38,7 +38,9 @@ def test_another_process_finds_the_same():
     )
     import hashlib
 
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
     assert done.stdout.strip() == hashlib.sha256("\0".join(python_docs()).encode()).hexdigest()
 
 

@@ -1,1 +1,1 @@
-"""Models: loading, the parts of an architecture, running one precision up. The only importer of transformers internals."""
+"""Models: loading, the parts of an architecture, running one precision up. Alone in knowing transformers internals."""

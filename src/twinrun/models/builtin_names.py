@@ -23,6 +23,7 @@ def builtin_folder(name: str) -> Path:
     if name not in builtin_names():
         full = [f"builtin:{n}" for n in builtin_names()]
         raise ConfigError(
-            f"no built-in model named {name!r}.{near_names(f'builtin:{name}', full)} `twinrun models` lists them: {', '.join(full)}"
+            f"no built-in model named {name!r}.{near_names(f'builtin:{name}', full)} `twinrun "
+            f"models` lists them: {', '.join(full)}"
         )
     return FOLDER / name

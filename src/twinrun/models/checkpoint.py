@@ -20,12 +20,15 @@ def check_folder(folder: Path) -> list[Path]:
     """Return the safetensors files of a checkpoint folder.
 
     Raises:
-        CheckpointError: no config.json, weights only as pickles (loading those can run code), no weights, an index that
-            names missing files, or a safetensors file that cannot be read to its end.
+        CheckpointError: no config.json, weights only as pickles (loading those can run code), no weights,
+            an index that names missing files, or a safetensors file that cannot be read to its end.
     """
     config = folder / "config.json"
     if not config.is_file():
-        raise CheckpointError(f"{folder} has no config.json, so it is no transformers checkpoint; give a folder made by save_pretrained")
+        raise CheckpointError(
+            f"{folder} has no config.json, so it is no transformers checkpoint; give a folder "
+            "made by save_pretrained"
+        )
     try:
         json.loads(config.read_text())
     except ValueError as error:
@@ -51,7 +54,10 @@ def _check_index(folder: Path, files: list[Path]) -> None:
         wanted = set(json.loads(index.read_text()).get("weight_map", {}).values())
         missing = sorted(wanted - {f.name for f in files})
         if missing:
-            raise CheckpointError(f"{folder} lacks {missing[0]} ({len(missing)} of {len(wanted)} shards are missing); copy them too")
+            raise CheckpointError(
+                f"{folder} lacks {missing[0]} ({len(missing)} of {len(wanted)} shards are "
+                "missing); copy them too"
+            )
 
 
 def _check_readable(file: Path) -> None:
@@ -88,14 +94,26 @@ def check_fits(files: list[Path], dtype: torch.dtype | None, device: torch.devic
     if need > free:
         gib = 2**30
         raise OutOfMemoryError(
-            f"{name} needs {need / gib:.1f} GiB for its weights alone and {free / gib:.1f} GiB are free on {device}; "
+            f"{name} needs {need / gib:.1f} GiB for its weights alone and {free / gib:.1f} GiB "
+            f"are free on {device}; "
             "choose a half precision (dtype='bfloat16') or a larger machine"
         )
     return need
 
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
-_FILE_DTYPE_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+_FILE_DTYPE_BYTES = {
+    "F64": 8,
+    "I64": 8,
+    "U64": 8,
+    "F32": 4,
+    "I32": 4,
+    "U32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I16": 2,
+    "U16": 2,
+}
 _FILE_DTYPE_BYTES |= {"I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 
 
@@ -111,6 +129,7 @@ def check_finite(module: nn.Module) -> None:
         if weight.is_floating_point() and weight.dtype.itemsize > 1 and not torch.isfinite(weight).all():
             bad = (~torch.isfinite(weight)).nonzero()
             raise NonFiniteError(
-                f"weight {name} {tuple(weight.shape)} holds {len(bad)} NaN or Inf values, the first at {tuple(bad[0].tolist())}; "
+                f"weight {name} {tuple(weight.shape)} holds {len(bad)} NaN or Inf values, the "
+                f"first at {tuple(bad[0].tolist())}; "
                 "the checkpoint is damaged: copy or export it again"
             )

@@ -1,9 +1,9 @@
 """Where an architecture keeps its parts: body, decoder layers, final norm, head, routers, and what follows the head.
 
-This is the only file that knows such things. Nothing is looked up by architecture name: one probe forward of a few
-tokens shows which module's output reaches the head and what happens to the head's output, so a new family works the day
-it appears. A model whose logits cannot be explained this way is not streamed (`Layout.why_not` says why) and is
-served through its own forward.
+This is the only file that knows such things. Nothing is looked up by architecture name: one probe forward
+of a few tokens shows which module's output reaches the head and what happens to the head's output, so a new
+family works the day it appears. A model whose logits cannot be explained this way is not streamed
+(`Layout.why_not` says why) and is served through its own forward.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from twinrun.errors import UnsupportedModelError
-from twinrun.models.tail import Tail, find_tail
+from twinrun.models.tail import Tail, find_tail, text_config
 
 PROBE_TOKENS = 6
 _ROUTER = re.compile(r"(router|gate|gating)$", re.IGNORECASE)
@@ -67,13 +67,27 @@ def find_layout(module: nn.Module) -> Layout:
         into_head = undo.enter_context(_inputs_of(head)) if head is not None else []
         logits = probe_logits(module)
     layers_name, layers = _decoder_layers(module, order)
-    routers = tuple(n for n in order if _ROUTER.search(type(module.get_submodule(n)).__name__) and n + "#ids" in seen)
+    routers = tuple(
+        n for n in order if _ROUTER.search(type(module.get_submodule(n)).__name__) and n + "#ids" in seen
+    )
     head_name = next((n for n, part in module.named_modules() if part is head), None)
     body_name = _outermost_with_output(module, seen, into_head[0] if into_head else None, head_name)
     if body_name is None or head is None or head_name is None:
         why = "it has no output embeddings" if head is None else "no module's output is what enters its head"
         body = layers_name.rpartition(".")[0]
-        return Layout(module.get_submodule(body), body, layers, layers_name, None, None, head, head_name, None, routers, why)
+        return Layout(
+            module.get_submodule(body),
+            body,
+            layers,
+            layers_name,
+            None,
+            None,
+            head,
+            head_name,
+            None,
+            routers,
+            why,
+        )
     norm_name = _final_norm(module, seen, into_head[0], body_name)
     tail = find_tail(getattr(module, "config", None), seen[head_name], logits)
     why_not = None if tail else "what follows its head is no known transform (soft cap, scale, division)"
@@ -86,8 +100,7 @@ def find_layout(module: nn.Module) -> Layout:
 
 def probe_logits(module: nn.Module) -> Tensor:
     """Logits `[1, 6, vocab]` of the module's own forward on six fixed token ids."""
-    config = getattr(module, "config", None)
-    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    text = text_config(getattr(module, "config", None))
     vocab = int(getattr(text, "vocab_size", None) or _rows_of_embedding(module))
     device = next(module.parameters()).device
     ids = (torch.arange(PROBE_TOKENS, device=device) * 7 + 3).remainder(vocab)[None]
@@ -96,7 +109,8 @@ def probe_logits(module: nn.Module) -> Tensor:
     logits = getattr(out, "logits", out[0] if isinstance(out, tuple) else out)
     if not isinstance(logits, Tensor) or logits.ndim != 3:
         raise UnsupportedModelError(
-            f"{type(module).__name__} returned no [batch, tokens, vocab] logits; load a causal LM (AutoModelForCausalLM)"
+            f"{type(module).__name__} returned no [batch, tokens, vocab] logits; load a causal LM "
+            "(AutoModelForCausalLM)"
         )
     return logits
 
@@ -105,7 +119,9 @@ def _rows_of_embedding(module: nn.Module) -> int:
     for part in module.modules():
         if isinstance(part, nn.Embedding):
             return part.num_embeddings
-    raise UnsupportedModelError(f"{type(module).__name__} has no token embedding; load a causal LM (AutoModelForCausalLM)")
+    raise UnsupportedModelError(
+        f"{type(module).__name__} has no token embedding; load a causal LM (AutoModelForCausalLM)"
+    )
 
 
 def _head_of(module: nn.Module) -> nn.Module | None:
@@ -149,7 +165,9 @@ def _same(a: Tensor | None, b: Tensor) -> bool:
     return a is not None and a.shape == b.shape and torch.equal(a, b)
 
 
-def _outermost_with_output(module: nn.Module, seen: dict[str, Tensor], target: Tensor | None, head: str | None) -> str | None:
+def _outermost_with_output(
+    module: nn.Module, seen: dict[str, Tensor], target: Tensor | None, head: str | None
+) -> str | None:
     if target is None:
         return None
     names = (name for name, _ in module.named_modules())
@@ -157,7 +175,11 @@ def _outermost_with_output(module: nn.Module, seen: dict[str, Tensor], target: T
 
 
 def _final_norm(module: nn.Module, seen: dict[str, Tensor], target: Tensor, body: str) -> str | None:
-    inside = [n for n, part in module.named_modules() if n.startswith(body) and "norm" in type(part).__name__.lower()]
+    inside = [
+        n
+        for n, part in module.named_modules()
+        if n.startswith(body) and "norm" in type(part).__name__.lower()
+    ]
     return next((n for n in reversed(inside) if _same(seen.get(n), target)), None)
 
 
@@ -166,8 +188,14 @@ def _decoder_layers(module: nn.Module, called: list[str]) -> tuple[str, tuple[nn
     ran = set(called)
     best: tuple[str, tuple[nn.Module, ...]] = ("", ())
     for name, part in module.named_modules():
-        if isinstance(part, nn.ModuleList) and len(part) > len(best[1]) and all(f"{name}.{i}" in ran for i in range(len(part))):
+        if (
+            isinstance(part, nn.ModuleList)
+            and len(part) > len(best[1])
+            and all(f"{name}.{i}" in ran for i in range(len(part)))
+        ):
             best = (name, tuple(part))
     if not best[1]:
-        raise UnsupportedModelError(f"{type(module).__name__} has no list of decoder layers; twinrun runs transformers decoders")
+        raise UnsupportedModelError(
+            f"{type(module).__name__} has no list of decoder layers; twinrun runs transformers decoders"
+        )
     return best

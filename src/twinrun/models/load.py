@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from twinrun.errors import CheckpointError, ConfigError, MissingBackendError, UnsupportedModelError, near_names
+from twinrun.errors import (
+    CheckpointError,
+    ConfigError,
+    MissingBackendError,
+    UnsupportedModelError,
+    near_names,
+)
 from twinrun.models.builtin_names import builtin_folder, builtin_names
 from twinrun.models.checkpoint import check_finite, check_fits, check_folder
 from twinrun.models.model import Model
@@ -29,8 +35,8 @@ def load(
 
     Args:
         source: "builtin:NAME", a checkpoint folder, a hub name, or a causal LM that is already in memory.
-        tokenizer: a transformers tokenizer for a model in memory; None there means that prompts are token ids.
-            For the other sources the checkpoint's own is used if this is None.
+        tokenizer: a transformers tokenizer for a model in memory; None there means that prompts are token
+            ids. For the other sources the checkpoint's own is used if this is None.
         dtype: "auto" keeps the checkpoint's own precision; otherwise "float32", "bfloat16" or "float16".
         device: "auto" takes the first CUDA device if there is one, else the processor.
         attention: transformers' attention implementation ("sdpa", "eager", ...); None is the model's default.
@@ -70,16 +76,26 @@ def load(
     return model
 
 
-def _in_memory(module: nn.Module, tokenizer: Any, dtype: str | torch.dtype, device: str | torch.device) -> Model:
+def _in_memory(
+    module: nn.Module, tokenizer: Any, dtype: str | torch.dtype, device: str | torch.device
+) -> Model:
     """Wrap a module as it is; moving or casting somebody's object in place is theirs to do."""
     for option, value in (("dtype", dtype), ("device", device)):
         if value != "auto":
-            raise ConfigError(f"{option}={value!r} does not apply to a model in memory; call model.to(...) yourself first")
+            raise ConfigError(
+                f"{option}={value!r} does not apply to a model in memory; call model.to(...) yourself first"
+            )
     if module.training:
-        raise ConfigError(f"{type(module).__name__} is in training mode (dropout would differ at every run); call model.eval() first")
+        raise ConfigError(
+            f"{type(module).__name__} is in training mode (dropout would differ at every run); "
+            "call model.eval() first"
+        )
     check_finite(module)
     model = Model(module, tokenizer)
-    model.choices = {"dtype": f"{dtype_name(model.dtype)}: as in memory", "device": f"{model.device}: as in memory"}
+    model.choices = {
+        "dtype": f"{dtype_name(model.dtype)}: as in memory",
+        "device": f"{model.device}: as in memory",
+    }
     return model
 
 
@@ -90,7 +106,9 @@ def _pick_device(device: str | torch.device) -> tuple[torch.device, str]:
         except RuntimeError as error:
             raise ConfigError(f"unknown device {device!r}; use 'cpu' or 'cuda'") from error
         if place.type == "cuda" and not torch.cuda.is_available():
-            raise MissingBackendError(f"device {device!r} was requested and this machine has no CUDA device; use 'cpu'")
+            raise MissingBackendError(
+                f"device {device!r} was requested and this machine has no CUDA device; use 'cpu'"
+            )
         return place, "as requested"
     if torch.cuda.is_available():
         return torch.device("cuda"), "a CUDA device is present"
@@ -105,13 +123,17 @@ def _local_folder(name: str) -> Path | None:
     if path.is_dir():
         return path
     if path.is_file():
-        raise CheckpointError(f"{name} is a file; give the folder that holds config.json and the safetensors files")
+        raise CheckpointError(
+            f"{name} is a file; give the folder that holds config.json and the safetensors files"
+        )
     if name in builtin_names():
         raise ConfigError(f"no model named {name!r}. Did you mean 'builtin:{name}'?")
     return None
 
 
-def _from_pretrained(path: str, name: str, dtype: Any, attention: str | None, options: dict[str, Any]) -> tuple[nn.Module, Any]:
+def _from_pretrained(
+    path: str, name: str, dtype: Any, attention: str | None, options: dict[str, Any]
+) -> tuple[nn.Module, Any]:
     """Read weights and tokenizer with transformers; only safetensors, never a pickle."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -124,7 +146,12 @@ def _from_pretrained(path: str, name: str, dtype: Any, attention: str | None, op
         raise _explain(error, name, local=path != name or Path(path).is_dir()) from error
     try:
         return module, AutoTokenizer.from_pretrained(path, **options)
-    except (OSError, ValueError, KeyError, ImportError):  # a checkpoint without a tokenizer is usable: prompts are ids
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        ImportError,
+    ):  # a checkpoint without a tokenizer is usable: prompts are ids
         return module, None
 
 
@@ -132,14 +159,26 @@ def _explain(error: Exception, name: str, *, local: bool) -> Exception:
     """Turn what transformers raised into one line with value, rule and fix."""
     text = " ".join(str(error).split())
     if "trust_remote_code" in text:
-        return ConfigError(f"{name} brings its own code, which is not run by default; pass trust_remote_code=True if you trust it")
+        return ConfigError(
+            f"{name} brings its own code, which is not run by default; pass "
+            "trust_remote_code=True if you trust it"
+        )
     if "Unrecognized configuration class" in text or "Unrecognized model" in text:
-        return UnsupportedModelError(f"{name} is no causal LM that transformers knows; twinrun runs decoders (AutoModelForCausalLM)")
+        return UnsupportedModelError(
+            f"{name} is no causal LM that transformers knows; twinrun runs decoders (AutoModelForCausalLM)"
+        )
     if local:
         return CheckpointError(f"{name} could not be loaded: {text[:200]}")
     if "safetensors" in text and "does not appear to have" in text:
-        return CheckpointError(f"{name} has no safetensors weights; twinrun does not unpickle: ask for a converted revision")
+        return CheckpointError(
+            f"{name} has no safetensors weights; twinrun does not unpickle: ask for a converted revision"
+        )
     hint = near_names(name, [f"builtin:{n}" for n in builtin_names()])
     if any(w in text.lower() for w in ("connect", "offline", "couldn't reach", "timed out", "resolve")):
-        return MissingBackendError(f"{name} is neither a built-in nor a folder, and the model hub cannot be reached from here.{hint}")
-    return ConfigError(f"no model named {name!r}: not a built-in, not a folder, not on the hub.{hint} `twinrun models` lists the built-ins")
+        return MissingBackendError(
+            f"{name} is neither a built-in nor a folder, and the model hub cannot be reached from here.{hint}"
+        )
+    return ConfigError(
+        f"no model named {name!r}: not a built-in, not a folder, not on the hub.{hint} `twinrun "
+        "models` lists the built-ins"
+    )

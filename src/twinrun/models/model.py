@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from twinrun.errors import ConfigError
 from twinrun.models.layout import Layout, find_layout
 from twinrun.models.raised import raised, raised_bytes, raised_part, refuse_packed
+from twinrun.models.tail import text_config
 from twinrun.numerics.precision import dtype_name, one_up
 
 Prompt = str | Sequence[int] | Tensor
@@ -30,7 +31,14 @@ class Model:
         choices: for each automatic setting, the value and the reason.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any = None, *, name: str = "", choices: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any = None,
+        *,
+        name: str = "",
+        choices: dict[str, str] | None = None,
+    ) -> None:
         """Wrap a module; use `twinrun.load`, which also checks it."""
         self.model = model
         self.tokenizer = tokenizer
@@ -40,7 +48,10 @@ class Model:
     def __repr__(self) -> str:
         """Show name, class, size and precision."""
         size = sum(p.numel() for p in self.model.parameters())
-        return f"Model({self.name!r}, {type(self.core).__name__}, {size:,} parameters, {dtype_name(self.dtype)}, {self.device})"
+        return (
+            f"Model({self.name!r}, {type(self.core).__name__}, {size:,} parameters, "
+            f"{dtype_name(self.dtype)}, {self.device})"
+        )
 
     @property
     def core(self) -> nn.Module:
@@ -61,8 +72,7 @@ class Model:
     @property
     def config(self) -> Any:
         """The text part of the transformers config; None for a module without one."""
-        config = getattr(self.core, "config", None)
-        return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+        return text_config(getattr(self.core, "config", None))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -130,7 +140,10 @@ class Model:
         """
         if isinstance(prompt, str):
             if self.tokenizer is None:
-                raise ConfigError(f"{self.name} was loaded without a tokenizer; give token ids, or tr.load(model, tokenizer)")
+                raise ConfigError(
+                    f"{self.name} was loaded without a tokenizer; give token ids, or "
+                    "tr.load(model, tokenizer)"
+                )
             ids = list(self.tokenizer(prompt)["input_ids"])
         else:
             ids = [int(i) for i in prompt]
@@ -138,22 +151,52 @@ class Model:
             raise ConfigError(f"the prompt {prompt!r:.40} has no tokens; give at least one token")
         wrong = [i for i in ids if not 0 <= i < self.vocab_size]
         if wrong:
-            raise ConfigError(f"token id {wrong[0]} is outside the vocabulary of {self.name}; ids run from 0 to {self.vocab_size - 1}")
+            raise ConfigError(
+                f"token id {wrong[0]} is outside the vocabulary of {self.name}; ids run from 0 to "
+                f"{self.vocab_size - 1}"
+            )
         limit = self.max_context
         if limit is not None and len(ids) + new_tokens > limit:
             extra = f" and {new_tokens} new ones" if new_tokens else ""
-            raise ConfigError(f"prompt of {len(ids)} tokens{extra} exceeds the context of {self.name} ({limit}); shorten it")
+            raise ConfigError(
+                f"prompt of {len(ids)} tokens{extra} exceeds the context of {self.name} ({limit}); shorten it"
+            )
         return ids
+
+    def encode_cut(self, text: str, limit: int) -> list[int]:
+        """Token ids of a text, at most the first `limit`; checked like `encode`."""
+        if self.tokenizer is None:
+            return self.encode(text)
+        return self.encode(list(self.tokenizer(text)["input_ids"])[:limit])
+
+    def chat(self, text: str) -> list[int]:
+        """Token ids of one user message in the model's chat template, ready for the answer.
+
+        Raises:
+            ConfigError: no tokenizer, or one without a chat template.
+        """
+        if getattr(self.tokenizer, "chat_template", None) is None:
+            raise ConfigError(f"{self.name} has no chat template; give the prompt as plain text")
+        messages = [{"role": "user", "content": text}]
+        ids = self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+        return self.encode(ids)
 
     def decode(self, ids: Sequence[int]) -> str | None:
         """Return the text of `ids`, or None without a tokenizer."""
-        return None if self.tokenizer is None else str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        return (
+            None
+            if self.tokenizer is None
+            else str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        )
 
     @contextmanager
     def raised(self) -> Iterator[torch.dtype]:
         """Run this model one precision up inside the block; yields that precision. See `twinrun.models.raised`.
 
-        All weights are cast once if a whole copy fits into free memory, otherwise unit by unit around each forward.
+        All weights are cast once if a whole copy fits into free memory, otherwise unit by unit around each
+        forward.
         """
         dtype = one_up(self.dtype)
         resident = self.is_compiled or raised_bytes(self.core, dtype) * 1.5 < free_bytes(self.device)
@@ -174,7 +217,11 @@ class Model:
         layout = self.layout
         if layout.head is None or layout.tail is None:
             raise ConfigError(f"scores of {self.name} cannot be streamed: {layout.why_not}")
-        part = raised_part(layout.head, hidden.dtype) if hidden.dtype.itemsize > self.dtype.itemsize else nullcontext()
+        part = (
+            raised_part(layout.head, hidden.dtype)
+            if hidden.dtype.itemsize > self.dtype.itemsize
+            else nullcontext()
+        )
         with torch.inference_mode(), part:
             return layout.tail(layout.head(hidden))
 
@@ -184,5 +231,3 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
-
-

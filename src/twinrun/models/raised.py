@@ -1,12 +1,12 @@
 """Run a model one precision up without a second copy of its weights, and put every bit back afterwards.
 
-Each unit (a decoder layer, an embedding, a norm, the head) is cast up when its forward starts and gets its own tensors
-back when it ends, so the extra memory is one unit. With `resident=True` all units stay up for the whole block, which
-costs memory and saves the casts: right for many short forwards. The originals are never written to, so the model is
-bit-identical afterwards, also when the block raises.
+Each unit (a decoder layer, an embedding, a norm, the head) is cast up when its forward starts and gets its
+own tensors back when it ends, so the extra memory is one unit. With `resident=True` all units stay up for
+the whole block, which costs memory and saves the casts: right for many short forwards. The originals are
+never written to, so the model is bit-identical afterwards, also when the block raises.
 
-Inside the block, code that asks for float32 by name (norms, softmax, rotary tables) gets the raised precision too:
-otherwise a float64 oracle would round to float32 in every norm.
+Inside the block, code that asks for float32 by name (norms, softmax, rotary tables) gets the raised
+precision too: otherwise a float64 oracle would round to float32 in every norm.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 class _Float32Means(TorchFunctionMode):
     """Inside, every request for float32 by name is served in float64."""
 
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         if func is torch.Tensor.float:
             return args[0].double()
         args = tuple(torch.float64 if a is torch.float32 else a for a in args)
@@ -71,19 +73,24 @@ class _Float32Means(TorchFunctionMode):
 
 
 @contextmanager
-def raised(module: nn.Module, layers: Iterable[nn.Module], dtype: torch.dtype, *, resident: bool = False) -> Iterator[None]:
+def raised(
+    module: nn.Module, layers: Iterable[nn.Module], dtype: torch.dtype, *, resident: bool = False
+) -> Iterator[None]:
     """Run `module` in `dtype` inside the block.
 
     Args:
         module: the model.
-        layers: its decoder layers; each is one unit, every other module that owns tensors is a unit of its own.
+        layers: its decoder layers; each is one unit, every other module that owns tensors is a unit of its
+            own.
         dtype: a precision above the model's.
         resident: cast everything once for the whole block instead of each unit around its own forward.
 
     Raises:
-        UnsupportedModelError: the weights are stored in a packed or integer format that has no higher precision here.
+        UnsupportedModelError: the weights are stored in a packed or integer format that has no higher
+            precision here.
 
-    Cost: streamed, one cast of the weights a forward and one unit of memory; resident, one cast and a whole raised copy.
+    Cost: streamed, one cast of the weights a forward and one unit of memory; resident, one cast and a whole
+        raised copy.
     """
     refuse_packed(module)
     layers = list(layers)
@@ -94,7 +101,9 @@ def raised(module: nn.Module, layers: Iterable[nn.Module], dtype: torch.dtype, *
     with ExitStack() as undo:
         undo.enter_context(_eager_experts(module, dtype))
         for part in outside:
-            if type(part) is nn.Embedding:  # looked-up rows are cast, not the table: the same numbers, far less work
+            if (
+                type(part) is nn.Embedding
+            ):  # looked-up rows are cast, not the table: the same numbers, far less work
                 undo.callback(part.register_forward_hook(lambda _m, _a, out: out.to(dtype)).remove)
         for part, unit in units:
             if resident:
@@ -102,7 +111,9 @@ def raised(module: nn.Module, layers: Iterable[nn.Module], dtype: torch.dtype, *
                 undo.callback(unit.down)
             else:
                 undo.callback(part.register_forward_pre_hook(lambda *_, u=unit: u.up()).remove)
-                undo.callback(part.register_forward_hook(lambda *_, u=unit: u.down(), always_call=True).remove)
+                undo.callback(
+                    part.register_forward_hook(lambda *_, u=unit: u.down(), always_call=True).remove
+                )
         if dtype == torch.float64:
             undo.enter_context(_Float32Means())
         yield
@@ -133,7 +144,9 @@ def refuse_packed(module: nn.Module) -> None:
     for name, part in module.named_modules():
         own = [*part._parameters.values(), *part._buffers.values()]
         kinds = {t.dtype for t in own if t is not None}
-        if any(d.itemsize == 1 and d not in (torch.bool, torch.uint8) for d in kinds) or hasattr(part, "_packed_params"):
+        if any(d.itemsize == 1 and d not in (torch.bool, torch.uint8) for d in kinds) or hasattr(
+            part, "_packed_params"
+        ):
             raise UnsupportedModelError(
                 f"{name or type(module).__name__} ({type(part).__name__}) holds quantised weights; "
                 "they have no higher precision to be run in"
@@ -148,8 +161,14 @@ def _owns_floats(part: nn.Module) -> bool:
 @contextmanager
 def _eager_experts(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Switch mixture-of-experts layers to transformers' eager loop: grouped products have no float64 on a CPU."""
-    configs = {id(c): c for c in (getattr(part, "config", None) for part in module.modules()) if c is not None}
-    before = [(c, c._experts_implementation) for c in configs.values() if getattr(c, "_experts_implementation", None)]
+    configs = {
+        id(c): c for c in (getattr(part, "config", None) for part in module.modules()) if c is not None
+    }
+    before = [
+        (c, c._experts_implementation)
+        for c in configs.values()
+        if getattr(c, "_experts_implementation", None)
+    ]
     try:
         for config, _ in before:
             if dtype == torch.float64:

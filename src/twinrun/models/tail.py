@@ -34,20 +34,29 @@ class Tail:
 def find_tail(config: Any, head_output: Tensor, logits: Tensor) -> Tail | None:
     """Return the transform that turns `head_output` into `logits` bit for bit, or None if none of the known ones does.
 
-    Known: final soft-capping (Gemma 2), logit scale (Cohere), division (Granite), head multiplier (Falcon-H1), each
-    also with a float32 upcast. The values come from the model's config.
+    Known: final soft-capping (Gemma 2), logit scale (Cohere), division (Granite), head multiplier
+    (Falcon-H1), each also with a float32 upcast. The values come from the model's config.
     """
     if head_output.shape != logits.shape:
         return None
-    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    text = text_config(config)
     softcap = getattr(text, "final_logit_softcapping", None)
     multiply = getattr(text, "logit_scale", None) or getattr(text, "lm_head_multiplier", None)
     divide = getattr(text, "logits_scaling", None)
     upcast = logits.dtype if logits.dtype != head_output.dtype else None
     candidates = [Tail(upcast=upcast), Tail(softcap, multiply, divide, upcast)]
-    candidates += [Tail(softcap=softcap, upcast=upcast), Tail(multiply=multiply, upcast=upcast), Tail(divide=divide, upcast=upcast)]
+    candidates += [
+        Tail(softcap=softcap, upcast=upcast),
+        Tail(multiply=multiply, upcast=upcast),
+        Tail(divide=divide, upcast=upcast),
+    ]
     for tail in candidates:
         got = tail(head_output)
         if got.dtype == logits.dtype and torch.equal(got, logits):
             return tail
     return None
+
+
+def text_config(config: Any) -> Any:
+    """Return the text part of a transformers config (the config itself for a text model, None for None)."""
+    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config

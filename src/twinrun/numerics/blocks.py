@@ -1,7 +1,7 @@
 """Rows of logits, a few positions at a time: the one loop through which every full-vocabulary number is computed.
 
-`[positions, vocab]` never exists; a block of it does. The size of a block is set by bytes, not by rows, so the memory
-is the same for a vocabulary of 256 and of 256,000.
+`[positions, vocab]` never exists; a block of it does. The size of a block is set by bytes, not by rows, so
+the memory is the same for a vocabulary of 256 and of 256,000.
 """
 
 from __future__ import annotations
@@ -67,6 +67,6 @@ def block_bounds(num_rows: int, vocab_size: int, block_bytes: int = BLOCK_BYTES)
 
 
 def log_softmax(logits: Tensor) -> Tensor:
-    """Log-probabilities `[..., vocab]` in float32 (float64 stays float64), exact in the tail where half types are not."""
+    """Log-probabilities `[..., vocab]` in float32 (float64 stays float64): half types lose the tail."""
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
     return torch.log_softmax(logits, dim=-1, dtype=wide)

@@ -31,12 +31,15 @@ class Divergence:
     dropped_mass_q: Tensor
 
 
-def token_stats(source: LogitRows, next_ids: Tensor, top_k: int = 5, block_bytes: int = BLOCK_BYTES) -> TokenStats:
+def token_stats(
+    source: LogitRows, next_ids: Tensor, top_k: int = 5, block_bytes: int = BLOCK_BYTES
+) -> TokenStats:
     """Score `next_ids` under a stream of logits, one block of positions at a time.
 
     Args:
         source: `num_rows` rows of logits.
-        next_ids: `[rows]` int64, the token each row should predict; -1 where there is none (its log-probability is NaN).
+        next_ids: `[rows]` int64, the token each row should predict; -1 where there is none (its
+            log-probability is NaN).
         top_k: alternatives kept a position, at least 1; capped at the vocabulary.
         block_bytes: float32 bytes of one block.
 
@@ -46,7 +49,10 @@ def token_stats(source: LogitRows, next_ids: Tensor, top_k: int = 5, block_bytes
     Cost: one block of float32 at a time; O(rows * vocab) work.
     """
     if next_ids.shape != (source.num_rows,):
-        raise ShapeError(f"next_ids has shape {tuple(next_ids.shape)}, the source has {source.num_rows} rows; give one id a row")
+        raise ShapeError(
+            f"next_ids has shape {tuple(next_ids.shape)}, the source has {source.num_rows} rows; "
+            "give one id a row"
+        )
     k = min(top_k, source.vocab_size)
     parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for start, stop in block_bounds(source.num_rows, source.vocab_size, block_bytes):
@@ -58,7 +64,12 @@ def token_stats(source: LogitRows, next_ids: Tensor, top_k: int = 5, block_bytes
         parts.append((picked.masked_fill(want < 0, torch.nan), entropy, top.indices, top.values))
     if not parts:
         empty = torch.empty(0)
-        return TokenStats(logprob=empty, entropy=empty, top_ids=torch.empty(0, k, dtype=torch.long), top_logprob=torch.empty(0, k))
+        return TokenStats(
+            logprob=empty,
+            entropy=empty,
+            top_ids=torch.empty(0, k, dtype=torch.long),
+            top_logprob=torch.empty(0, k),
+        )
     logprob, entropy, ids, values = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
     return TokenStats(logprob=logprob, entropy=entropy, top_ids=ids, top_logprob=values)
 
@@ -66,8 +77,8 @@ def token_stats(source: LogitRows, next_ids: Tensor, top_k: int = 5, block_bytes
 def kl_divergence(p: LogitRows, q: LogitRows, block_bytes: int = BLOCK_BYTES) -> Divergence:
     """KL(p || q) at every position, without ever holding `[positions, vocab]`.
 
-    Two heads of unequal width (padding rows of a vocabulary) are compared on the ids that both have: each distribution
-    is renormalised over them and the mass that lay outside is returned.
+    Two heads of unequal width (padding rows of a vocabulary) are compared on the ids that both have: each
+    distribution is renormalised over them and the mass that lay outside is returned.
 
     Args:
         p: rows of logits of the side that the expectation is taken under.
@@ -95,7 +106,10 @@ def kl_divergence(p: LogitRows, q: LogitRows, block_bytes: int = BLOCK_BYTES) ->
         mass_p.append(out_p.cpu())
         mass_q.append(out_q.cpu())
     return Divergence(
-        kl=torch.cat(kl), shared_vocab=shared, dropped_mass_p=torch.cat(mass_p), dropped_mass_q=torch.cat(mass_q)
+        kl=torch.cat(kl),
+        shared_vocab=shared,
+        dropped_mass_p=torch.cat(mass_p),
+        dropped_mass_q=torch.cat(mass_q),
     )
 
 
@@ -105,7 +119,8 @@ def kl_of_rows(logp: Tensor, logq: Tensor) -> Tensor:
     Ids that p gives no mass (log-probability -inf) add nothing.
     """
     gap = logq.sub_(logp).nan_to_num_(nan=0.0, posinf=0.0, neginf=-torch.inf)
-    return -torch.linalg.vecdot(logp.exp_(), gap)
+    kl: Tensor = -torch.linalg.vecdot(logp.exp_(), gap)
+    return kl
 
 
 def _restrict(logp: Tensor, shared: int) -> tuple[Tensor, Tensor]:

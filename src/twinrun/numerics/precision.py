@@ -31,7 +31,9 @@ def parse_dtype(name: str | torch.dtype) -> torch.dtype:
     found = name if isinstance(name, torch.dtype) else DTYPES.get(_ALIASES.get(name, name))
     if found is None or found not in DTYPES.values():
         known = [*DTYPES, *_ALIASES]
-        raise ConfigError(f"unknown dtype {name!r}; use one of {', '.join(DTYPES)}.{near_names(str(name), known)}")
+        raise ConfigError(
+            f"unknown dtype {name!r}; use one of {', '.join(DTYPES)}.{near_names(str(name), known)}"
+        )
     return found
 
 
@@ -47,7 +49,9 @@ def one_up(dtype: torch.dtype) -> torch.dtype:
         ConfigError: `dtype` is float64 or no floating-point type; torch has nothing above it.
     """
     if dtype not in _ONE_UP:
-        raise ConfigError(f"no precision above {dtype_name(dtype)}: the oracle needs one; run the model in float32 or below")
+        raise ConfigError(
+            f"no precision above {dtype_name(dtype)}: the oracle needs one; run the model in float32 or below"
+        )
     return _ONE_UP[dtype]
 
 

@@ -63,5 +63,6 @@ def _commit() -> dict[str, Any]:
 
 def _git(root: Path, *args: str) -> str:
     """Run git in `root`; the arguments are constants of this file."""
-    done = subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, timeout=5, check=True)  # noqa: S603, S607
+    command = ["git", "-C", str(root), *args]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)  # noqa: S603
     return done.stdout.strip()

@@ -29,7 +29,8 @@ Observer = Callable[[Step], object]
 class Run:
     """One execution of one runner on a batch of prompts.
 
-    `tokens[i]` are the new tokens of row i (EOS included when it was produced); `finish[i]` is "eos", "length" or "stopped".
+    `tokens[i]` are the new tokens of row i (EOS included when it was produced); `finish[i]` is "eos",
+    "length" or "stopped".
     """
 
     runner: str
@@ -57,7 +58,9 @@ class Run:
             ValueError: the run has several rows, or its model has no tokenizer.
         """
         if self.texts is None or len(self.texts) != 1:
-            raise ValueError("`text` is for runs of one prompt on a model with a tokenizer; use `texts` or `tokens`")
+            raise ValueError(
+                "`text` is for runs of one prompt on a model with a tokenizer; use `texts` or `tokens`"
+            )
         return self.texts[0]
 
     def to_json(self) -> dict[str, Any]:

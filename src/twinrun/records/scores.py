@@ -15,8 +15,8 @@ from twinrun.numerics.blocks import LogitRows, StoredLogits
 class Routes:
     """What the routers of a mixture-of-experts model decided, one entry for each scored row.
 
-    Entry i covers every token that row i's forward attended to: `experts[i]` is `[layers, tokens, k]` (chosen ids),
-    `logits[i]` `[layers, tokens, experts]`. Entries of one forward are views of one tensor.
+    Entry i covers every token that row i's forward attended to: `experts[i]` is `[layers, tokens, k]`
+    (chosen ids), `logits[i]` `[layers, tokens, experts]`. Entries of one forward are views of one tensor.
     """
 
     experts: list[Tensor]
@@ -27,8 +27,9 @@ class Routes:
 class Scores:
     """Teacher-forced scores of one row of tokens.
 
-    Row i of `logits` stands at `positions[i]` (absolute, padding not counted) and predicts the token at the next
-    position. `tokens` are the ids of the whole row, so that two sides can prove that they scored the same text.
+    Row i of `logits` stands at `positions[i]` (absolute, padding not counted) and predicts the token at the
+    next position. `tokens` are the ids of the whole row, so that two sides can prove that they scored the
+    same text.
     """
 
     tokens: tuple[int, ...]
@@ -43,20 +44,24 @@ class Scores:
         """Refuse rows without positions."""
         if self.positions.ndim != 1 or len(self.positions) != self.logits.num_rows:
             raise ShapeError(
-                f"{self.logits.num_rows} rows of logits with positions of shape {tuple(self.positions.shape)}; "
+                f"{self.logits.num_rows} rows of logits with positions of shape "
+                f"{tuple(self.positions.shape)}; "
                 "give every row one position"
             )
 
     @classmethod
     def of_logits(cls, tokens: list[int] | tuple[int, ...], start: int, logits: Tensor) -> Scores:
-        """Wrap the logits of an engine of your own: `[len(tokens) - start + 1, vocab]`, the first row predicts token `start`.
+        """Wrap logits of any engine, `[len(tokens) - start + 1, vocab]`; the first row predicts token `start`.
 
         Example:
             >>> Scores.of_logits([5, 6, 7], 1, torch.zeros(3, 10)).positions
             tensor([0, 1, 2])
         """
         if logits.ndim != 2:
-            raise ShapeError(f"logits have shape {tuple(logits.shape)}; give [rows, vocab], one row a position from start - 1 on")
+            raise ShapeError(
+                f"logits have shape {tuple(logits.shape)}; give [rows, vocab], one row a position "
+                "from start - 1 on"
+            )
         positions = torch.arange(start - 1, start - 1 + logits.shape[0])
         return cls(tokens=tuple(tokens), positions=positions, logits=StoredLogits(logits))
 

@@ -1,8 +1,9 @@
 """One forward of a model on a left-padded batch, giving hidden states if they can be streamed, else logits.
 
-The model's own forward always runs, with `logits_to_keep=1`; hidden states are caught at the body. The row of logits
-that the forward returns is compared with head(hidden) of the same row: if they are not the same numbers (somebody
-patched the forward, say), `TailMismatch` is raised and the caller falls back to the forward's own logits.
+The model's own forward always runs, with `logits_to_keep=1`; hidden states are caught at the body. The row
+of logits that the forward returns is compared with head(hidden) of the same row: if they are not the same
+numbers (somebody patched the forward, say), `TailMismatch` is raised and the caller falls back to the
+forward's own logits.
 """
 
 from __future__ import annotations
@@ -65,12 +66,19 @@ class HiddenRows:
 
 
 def forward(
-    model: Model, ids: Tensor, *, mask: Tensor | None = None, positions: Tensor | None = None, cache: Any = None, last: bool = True
+    model: Model,
+    ids: Tensor,
+    *,
+    mask: Tensor | None = None,
+    positions: Tensor | None = None,
+    cache: Any = None,
+    last: bool = True,
 ) -> Tensor:
     """Logits of one forward of the model itself: `[rows, 1, vocab]`, or all positions with `last=False`.
 
-    Mask and positions are passed only where a row is padded: without padding the model is called the way its own
-    documentation shows. A model whose forward cannot leave out logits computes all and the last are cut out.
+    Mask and positions are passed only where a row is padded: without padding the model is called the way
+    its own documentation shows. A model whose forward cannot leave out logits computes all and the last are
+    cut out.
     """
     kwargs: dict[str, Any] = {"input_ids": ids, "use_cache": cache is not None}
     if cache is not None:
@@ -102,9 +110,13 @@ class Reader:
         """How the logits come about, for the record."""
         return "streamed from hidden states" if self._caught is not None else "the model's own forward"
 
-    def __call__(self, ids: Tensor, *, mask: Tensor | None = None, positions: Tensor | None = None, cache: Any = None) -> Tensor:
+    def __call__(
+        self, ids: Tensor, *, mask: Tensor | None = None, positions: Tensor | None = None, cache: Any = None
+    ) -> Tensor:
         """One forward; returns features `[rows, tokens, width or vocab]`."""
-        logits = forward(self._model, ids, mask=mask, positions=positions, cache=cache, last=self._caught is not None)
+        logits = forward(
+            self._model, ids, mask=mask, positions=positions, cache=cache, last=self._caught is not None
+        )
         self.routes.end_forward(ids.shape)
         if self._caught is None:
             return logits
@@ -116,19 +128,34 @@ class Reader:
         return hidden
 
     def check(self) -> None:
-        """Compare the newest forward's last row with head(hidden); raise `TailMismatch` unless they are the same numbers."""
+        """Hold the newest forward's last row against head(hidden); raise `TailMismatch` unless equal bit for bit."""
         if self._newest is not None:
             hidden, theirs = self._newest
             ours = self._model.logits_of(hidden)
             if ours.shape != theirs.shape or not torch.equal(ours.to(theirs.dtype), theirs):
                 raise TailMismatch
 
-    def scores(self, row: list[int], start: int, features: Tensor, seconds: float, routes: Routes | None, cache: Any = None) -> Scores:
+    def scores(
+        self,
+        row: list[int],
+        start: int,
+        features: Tensor,
+        seconds: float,
+        routes: Routes | None,
+        cache: Any = None,
+    ) -> Scores:
         """Build the record of one row from its features `[len(row) - start + 1, width or vocab]`."""
-        rows: LogitRows = HiddenRows(self._model, features) if self._caught is not None else StoredLogits(features)
+        rows: LogitRows = (
+            HiddenRows(self._model, features) if self._caught is not None else StoredLogits(features)
+        )
         positions = torch.arange(start - 1, len(row))
         return Scores(
-            tokens=tuple(row), positions=positions, logits=rows, seconds=seconds, path=self.path, routes=routes,
+            tokens=tuple(row),
+            positions=positions,
+            logits=rows,
+            seconds=seconds,
+            path=self.path,
+            routes=routes,
             cache_lengths=cache_lengths(cache),
         )
 

@@ -32,12 +32,18 @@ def parse_sampling(settings: dict[str, Any]) -> Sampling:
     known = [f.name for f in fields(Sampling)]
     for name in settings:
         if name not in known:
-            raise ConfigError(f"unknown setting {name!r}; generate takes {', '.join(known)}.{near_names(name, known)}")
+            raise ConfigError(
+                f"unknown setting {name!r}; generate takes {', '.join(known)}.{near_names(name, known)}"
+            )
     return Sampling(**settings)
 
 
 def run_freely(
-    runner: ModelRunner, prompt: Prompt | Sequence[Prompt], max_new_tokens: int, observe: Observer | None, settings: dict[str, Any]
+    runner: ModelRunner,
+    prompt: Prompt | Sequence[Prompt],
+    max_new_tokens: int,
+    observe: Observer | None,
+    settings: dict[str, Any],
 ) -> Run:
     """Generate with any runner; see `ModelRunner.generate`."""
     sampling = parse_sampling(settings)

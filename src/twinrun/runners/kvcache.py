@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
-from twinrun.errors import ConfigError, near_names
+from twinrun.errors import ConfigError, UnsupportedModelError, near_names
 from twinrun.models.model import Model
 from twinrun.records.scores import Scores
 from twinrun.runners.forward import Padded, Reader, TailMismatch, cache_lengths, forward, reading
@@ -48,7 +48,9 @@ class KVCache(ModelRunner):
         """Choose the cache kind."""
         super().__init__(model)
         if cache not in CACHES:
-            raise ConfigError(f"no cache kind {cache!r}; choose from {', '.join(CACHES)}.{near_names(cache, CACHES)}")
+            raise ConfigError(
+                f"no cache kind {cache!r}; choose from {', '.join(CACHES)}.{near_names(cache, CACHES)}"
+            )
         self.cache = cache
 
     @property
@@ -60,6 +62,16 @@ class KVCache(ModelRunner):
         """Return an empty cache for `length` tokens a row."""
         return CACHES[self.cache](self.model.config, length)
 
+    def refusal(self, error: RuntimeError) -> Exception:
+        """Say that this model's code cannot work with this kind of cache; memory errors stay what they are."""
+        if self.cache == "dynamic" or isinstance(error, torch.OutOfMemoryError):
+            return error
+        family = type(self.model.core).__name__
+        why = " ".join(str(error).split())[:120]
+        return UnsupportedModelError(
+            f"{family} does not run with a {self.cache} cache ({why}); use cache='dynamic'"
+        )
+
     def _score(self, rows: list[list[int]], starts: list[int]) -> list[Scores]:
         try:
             return self._score_once(rows, starts, stream=True)
@@ -70,11 +82,15 @@ class KVCache(ModelRunner):
         began = time.perf_counter()
         num_steps = max(len(row) - start for row, start in zip(rows, starts, strict=True))
         with reading(self.model, stream=stream) as read:
-            state = CachedForward(self, read, [row[:s] for row, s in zip(rows, starts, strict=True)], num_steps)
+            state = CachedForward(
+                self, read, [row[:s] for row, s in zip(rows, starts, strict=True)], num_steps
+            )
             columns = [state.features]
             for step in range(num_steps):
                 at = [start + step for start in starts]
-                tokens = [row[i] if i < len(row) else self.model.pad_id for row, i in zip(rows, at, strict=True)]
+                tokens = [
+                    row[i] if i < len(row) else self.model.pad_id for row, i in zip(rows, at, strict=True)
+                ]
                 state.advance(tokens)
                 columns.append(state.features)
             read.check()
@@ -95,17 +111,23 @@ class KVCache(ModelRunner):
 class CachedForward:
     """Prompt and cache of one batch, advanced token by token. `features` `[rows, width]` are those of the newest token.
 
-    `read` is what turns ids into features: a `Reader` when a text is scored, the bare forward when one is generated.
+    `read` is what turns ids into features: a `Reader` when a text is scored, the bare forward when one is
+    generated.
     """
 
-    def __init__(self, runner: KVCache, read: Callable[..., Tensor], prompts: list[list[int]], num_steps: int) -> None:
+    def __init__(
+        self, runner: KVCache, read: Callable[..., Tensor], prompts: list[list[int]], num_steps: int
+    ) -> None:
         """Run the prompts."""
         self._read = read
         self._batch = Padded.of(prompts, runner.model.pad_id, runner.model.device)
         self._lengths = torch.tensor([[len(p)] for p in prompts], device=runner.model.device)
         self.cache = runner.new_cache(self._batch.ids.shape[1] + num_steps)
         self.mask = self._batch.mask
-        out = read(self._batch.ids, mask=self.mask, positions=self._batch.positions, cache=self.cache)
+        try:
+            out = read(self._batch.ids, mask=self.mask, positions=self._batch.positions, cache=self.cache)
+        except RuntimeError as error:
+            raise runner.refusal(error) from error
         self.features = out[:, -1].clone()
 
     def advance(self, tokens: list[int]) -> None:
@@ -113,7 +135,9 @@ class CachedForward:
         ids = torch.tensor(tokens, device=self._batch.ids.device)[:, None]
         if self.mask is not None:
             self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
-        self.features = self._read(ids, mask=self.mask, positions=self._lengths, cache=self.cache)[:, -1].clone()
+        self.features = self._read(ids, mask=self.mask, positions=self._lengths, cache=self.cache)[
+            :, -1
+        ].clone()
         self._lengths = self._lengths + 1
 
 

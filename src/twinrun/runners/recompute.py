@@ -1,4 +1,4 @@
-"""The plain way: every next token from a fresh forward over the whole prefix, one row at a time, no padding, no cache."""
+"""The plain way: every token from a fresh forward over its whole prefix; one row at a time, no padding, no cache."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from twinrun.runners.runner import ModelRunner
 class Recompute(ModelRunner):
     """Recompute the whole prefix for every token.
 
-    The reference that every faster way is held against: it has no cache to be stale, no padding to leak, no batch to
-    mix, so a bug of those kinds cannot hide in it.
+    The reference that every faster way is held against: it has no cache to be stale, no padding to leak, no
+    batch to mix, so a bug of those kinds cannot hide in it.
 
     Cost: `len(row) - start + 1` forwards a row, quadratic in the length.
 
@@ -61,7 +61,9 @@ class RecomputeDecoding:
     def logits(self) -> Tensor:
         """One forward a row."""
         model = self._runner.model
-        return torch.cat([forward(model, torch.tensor([row], device=model.device))[:, -1] for row in self._rows])
+        return torch.cat(
+            [forward(model, torch.tensor([row], device=model.device))[:, -1] for row in self._rows]
+        )
 
     def commit(self, tokens: list[int]) -> None:
         """Append to every row."""

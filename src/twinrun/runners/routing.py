@@ -1,4 +1,4 @@
-"""Record which experts the routers of a mixture-of-experts model choose, so that a router tie is not taken for a bug."""
+"""Record which experts the routers of a mixture-of-experts model choose, so that a router tie is no bug."""
 
 from __future__ import annotations
 
@@ -42,11 +42,13 @@ class RouteRecorder:
         if len(self._now) == self._num_routers and self._num_routers:
             ids, logits = (torch.stack(column) for column in zip(*self._now, strict=True))
             rows, tokens = shape
-            self.forwards.append((ids.unflatten(1, (rows, tokens)), logits.unflatten(1, (rows, tokens))))
+            self.forwards.append(
+                (ids.view(len(ids), rows, tokens, -1), logits.view(len(ids), rows, tokens, -1))
+            )
         self._now.clear()
 
     def of_row(self, row: int, length: int, num_scored: int) -> Routes | None:
-        """Routes of one row of forwards that each extend the last: the last `num_scored` prefixes of its `length` tokens."""
+        """Routes of one row over forwards that extend each other: its last `num_scored` prefixes."""
         if not self.forwards:
             return None
         ids = torch.cat([f[0][:, row] for f in self.forwards], dim=1)[:, -length:].cpu()
@@ -58,4 +60,7 @@ class RouteRecorder:
         """Routes of forwards on one row that each start afresh: one entry a forward."""
         if not self.forwards:
             return None
-        return Routes(experts=[f[0][:, 0].cpu() for f in self.forwards], logits=[f[1][:, 0].cpu() for f in self.forwards])
+        return Routes(
+            experts=[f[0][:, 0].cpu() for f in self.forwards],
+            logits=[f[1][:, 0].cpu() for f in self.forwards],
+        )

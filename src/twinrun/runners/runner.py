@@ -1,7 +1,8 @@
 """The contract of a runner, and what those that wrap a loaded model share.
 
-Anything with `score(tokens, start)` can be verified, whatever engine stands behind it. `raised()` is optional: a side
-that has it can be judged by the precision sweep too, and a reference needs it to serve as the oracle.
+Anything with `score(tokens, start)` can be verified, whatever engine stands behind it. `raised()` is
+optional: a side that has it can be judged by the precision sweep too, and a reference needs it to serve as
+    the oracle.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Runner(Protocol):
     """One way of running one model. Implement these two for an engine of your own."""
 
     def score(self, tokens: Sequence[int], start: int) -> Scores | Tensor:
-        """Teacher-forced: logits after positions start-1 .. len(tokens)-1, as `Scores` or `[len(tokens)-start+1, vocab]`."""
+        """Teacher-forced logits at positions start-1 .. len(tokens)-1: `Scores`, or `[len(tokens)-start+1, vocab]`."""
 
     def generate(self, prompt: Prompt, max_new_tokens: int, observe: Observer | None = None) -> Run:
         """Free-running: commit tokens until EOS, the limit, or a true answer of `observe`."""
@@ -40,7 +41,10 @@ class ModelRunner(ABC):
     def __init__(self, model: Model) -> None:
         """Keep the model; nothing is changed in it."""
         if not isinstance(model, Model):
-            raise ConfigError(f"{type(self).__name__} needs what tr.load returns, got {type(model).__name__}; call tr.load(model) first")
+            raise ConfigError(
+                f"{type(self).__name__} needs what tr.load returns, got {type(model).__name__}; "
+                "call tr.load(model) first"
+            )
         self.model = model
 
     @property
@@ -79,7 +83,8 @@ class ModelRunner(ABC):
 
         Args:
             rows: token ids, each row at least one token.
-            starts: tokens of each row that are prompt, `1 <= start <= len(row)`; the first scored token is `row[start]`.
+            starts: tokens of each row that are prompt, `1 <= start <= len(row)`; the first scored token is
+                `row[start]`.
 
         Returns:
             One `Scores` a row, `len(row) - start + 1` rows of logits each.
@@ -93,7 +98,10 @@ class ModelRunner(ABC):
         checked = [self.model.encode(row) for row in rows]
         for row, start in zip(checked, starts, strict=True):
             if not 1 <= start <= len(row):
-                raise ShapeError(f"start={start} in a row of {len(row)} tokens; it counts prompt tokens, from 1 to the row's length")
+                raise ShapeError(
+                    f"start={start} in a row of {len(row)} tokens; it counts prompt tokens, from "
+                    "1 to the row's length"
+                )
         with torch.inference_mode():
             return self._score(checked, list(starts))
 
@@ -106,7 +114,11 @@ class ModelRunner(ABC):
         """Begin a free run on checked prompts."""
 
     def generate(
-        self, prompt: Prompt | Sequence[Prompt], max_new_tokens: int = 128, observe: Observer | None = None, **sampling: Any
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        max_new_tokens: int = 128,
+        observe: Observer | None = None,
+        **sampling: Any,
     ) -> Run:
         """Run freely from one prompt or a batch of prompts of unequal length.
 

@@ -14,9 +14,13 @@ from twinrun.errors import ConfigError, NonFiniteError
 class Sampling:
     """Settings of a free run. The default is greedy. Invalid settings cannot be built."""
 
-    temperature: float = field(default=0.0, metadata={"help": "0 is greedy; 1 samples the model's own distribution"})
+    temperature: float = field(
+        default=0.0, metadata={"help": "0 is greedy; 1 samples the model's own distribution"}
+    )
     top_k: int = field(default=0, metadata={"help": "draw from the k likeliest tokens; 0 keeps all"})
-    top_p: float = field(default=1.0, metadata={"help": "draw from the smallest set with this mass, in (0, 1]"})
+    top_p: float = field(
+        default=1.0, metadata={"help": "draw from the smallest set with this mass, in (0, 1]"}
+    )
     seed: int = field(default=0, metadata={"help": "row i of a batch draws from seed + i"})
     stop_at_eos: bool = field(default=True, metadata={"help": "end a row at the model's end-of-text token"})
 
@@ -37,21 +41,25 @@ class Sampling:
 def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> tuple[int, float]:
     """Choose a token from one row of logits `[vocab]`; return it with its log-probability under the raw row.
 
-    Temperature divides the logits; top-k keeps the k likeliest; top-p keeps the smallest set of likeliest tokens whose
-    mass reaches p (Holtzman et al. 2020, arXiv:1904.09751v2, section 3.1). One uniform number is drawn a token and
-    looked up in the cumulative distribution sorted by probability, so a rounding difference in the logits moves the
-    outcome only when the number falls on a boundary.
+    Temperature divides the logits; top-k keeps the k likeliest; top-p keeps the smallest set of likeliest
+    tokens whose mass reaches p (Holtzman et al. 2020, arXiv:1904.09751v2, section 3.1). One uniform number
+    is drawn a token and looked up in the cumulative distribution sorted by probability, so a rounding
+    difference in the logits moves the outcome only when the number falls on a boundary.
 
     Raises:
         NonFiniteError: the row holds NaN, or no finite number.
     """
     logp = torch.log_softmax(logits.float().cpu(), dim=-1)
     if torch.isnan(logp).any():
-        raise NonFiniteError("the logits of the next token hold NaN; verify the model one precision up (twinrun verify)")
+        raise NonFiniteError(
+            "the logits of the next token hold NaN; verify the model one precision up (twinrun verify)"
+        )
     if sampling.temperature == 0:
         token = int(logp.argmax())
         return token, float(logp[token])
-    probs, ids = torch.softmax(logp.double() / sampling.temperature, dim=-1).sort(descending=True, stable=True)
+    probs, ids = torch.softmax(logp.double() / sampling.temperature, dim=-1).sort(
+        descending=True, stable=True
+    )
     if sampling.top_k:
         probs, ids = probs[: sampling.top_k], ids[: sampling.top_k]
     before = probs.cumsum(0) - probs

@@ -12,10 +12,10 @@ from twinrun.runners.runner import ModelRunner
 
 
 class SinglePass(ModelRunner):
-    """Score a text that is already there with a single forward for all its tokens, a batch of texts left-padded together.
+    """Score a text that is already there with one forward for all its tokens; a batch is left-padded together.
 
-    `generate` has no text to score, so it makes the same one forward over the whole padded batch for every new token
-    (no cache); use `KVCache` to generate fast.
+    `generate` has no text to score, so it makes the same one forward over the whole padded batch for every
+    new token (no cache); use `KVCache` to generate fast.
 
     Source: teacher forcing with a causal mask; LightReasoner's sampling is the use that made it matter
     (arXiv:2510.07962; the proposal in the project's pull request 12).

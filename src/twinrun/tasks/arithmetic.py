@@ -1,8 +1,8 @@
 """Arithmetic word problems of two to five steps with worked answers: seeded, random-access, checkable.
 
-Problem `i` of a split depends on `(seed, split, i)` only, so a stopped training run continues with exactly the
-problems it has not seen. Which split a problem belongs to is a property of its own text (`problem_hash` modulo
-16), so a held-out problem can never occur in a training stream, whatever the seed. It knows no model and no
+Problem `i` of a split depends on `(seed, split, i)` only, so a stopped training run continues with exactly
+the problems it has not seen. The split a problem belongs to is a property of its own text (`problem_hash`
+modulo 16), so a held-out problem can never occur in a training stream, whatever the seed. It knows no model and no
 tokenizer.
 
 Example:
@@ -115,7 +115,7 @@ def is_exact(text: str, problem: Problem) -> bool:
 
 
 def _tell(rng: Random) -> tuple[str, list[str]]:
-    """One story: the question and its worked lines; an ending whose number would be too large is told anew."""
+    """One story: the question and its worked lines; an ending with too large a number is told anew."""
     while True:
         story = Story(rng)
         ending = rng.choices(("now", "price", "together"), (6, 3, 2))[0]
@@ -133,7 +133,7 @@ def _tell(rng: Random) -> tuple[str, list[str]]:
 
 
 def _end(story: Story, ending: str) -> bool:
-    """Ask the question, with the worked lines that it needs itself; False when a number would be too large."""
+    """Ask the question, with the worked lines that it needs itself; False if a number is too large."""
     if ending == "now":
         story.say(NOW)
         return True

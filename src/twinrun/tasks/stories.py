@@ -1,4 +1,4 @@
-"""Wording and moves of the arithmetic word problems: a story grows sentence by sentence, a worked line per step.
+"""Wording and moves of the word problems: a story grows sentence by sentence, with a worked line per step.
 
 A move either applies (one sentence and at least one worked line) or says that it does not fit the present
 number. It knows nothing of splits, seeds or models; `twinrun.tasks.arithmetic` does.
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
-LIMIT = 499  # no value of a worked line is larger; chosen with the ranges below for the skill of the built-ins
+LIMIT = 199  # the largest value of a worked line; with the ranges below it decides what the built-ins can learn
 
 SHE = ("Ana", "Clara", "Dina", "Emma", "Gita", "Hana", "Ines", "Julia", "Kira", "Lena", "Mia", "Nora")
 HE = ("Ben", "Carl", "David", "Erik", "Felix", "Hugo", "Ivan", "Jonas", "Karl", "Leo", "Omar", "Paul")
@@ -20,18 +20,27 @@ ITEMS = (
 )  # fmt: skip
 BOXES = ("boxes", "bags", "baskets", "jars")
 
-STARTS = ("{who} has {k} {item}.", "{who} starts with {k} {item}.", "There are {k} {item} on the table of {who}.")
+STARTS = (
+    "{who} has {k} {item}.",
+    "{who} starts with {k} {item}.",
+    "There are {k} {item} on the table of {who}.",
+)
 GAINS = (
     "{they} buys {k} more.", "{they} finds {k} {item}.", "{other} gives {who} {k} {item}.",
     "Then {who} gets {k} from {other}.", "{they} wins {k} more {item}.", "{they} picks up another {k}.",
 )  # fmt: skip
 LOSSES = (
     "{they} loses {k}.", "{they} gives {k} {item} to {other}.", "{they} sells {k} of them.",
-    "{k} {item} are broken and thrown away.", "Then {other} takes {k} of them.", "{they} leaves {k} at school.",
+    "{k} {item} are broken and thrown away.", "Then {other} takes {k} of them.",
+    "{they} leaves {k} at school.",
 )  # fmt: skip
 TWICE = ("{they} doubles the number of {item}.", "{they} gets as many {item} again.")
 THRICE = ("{they} triples the number of {item}.", "Now {who} makes it three times as many.")
-HALVES = ("{they} gives half of the {item} to {other}.", "Half of the {item} get lost.", "{they} keeps only half.")
+HALVES = (
+    "{they} gives half of the {item} to {other}.",
+    "Half of the {item} get lost.",
+    "{they} keeps only half.",
+)
 SHARES = (
     "{they} splits them equally into {k} parts and keeps one part.",
     "{they} puts them equally into {k} {box} and keeps one.",
@@ -64,7 +73,7 @@ class Story:
     def begin(self) -> None:
         """Choose the first holder, the item and the starting number, and say them."""
         self.who, self.item = self.rng.choice(SHE + HE), self.rng.choice(ITEMS)
-        self.value = self.rng.randint(4, 80)
+        self.value = self.rng.randint(4, 60)
         self.say(STARTS, k=self.value)
 
     def say(self, forms: tuple[str, ...], **numbers: object) -> None:
@@ -75,7 +84,9 @@ class Story:
         they = self.rng.choice((self.who, pronoun)) if clear else self.who
         box = self.rng.choice(BOXES)
         form = self.rng.choice(forms)
-        self.told.append(form.format(who=self.who, other=self.other, item=self.item, they=they, box=box, **numbers))
+        self.told.append(
+            form.format(who=self.who, other=self.other, item=self.item, they=they, box=box, **numbers)
+        )
 
     def work(self, label: str, left: int, sign: str, right: int) -> int:
         """Add one worked line and return its result."""
@@ -91,7 +102,7 @@ def fits(value: int) -> bool:
 
 def gain(s: Story) -> bool:
     """Some more arrive."""
-    k = s.rng.randint(2, 60)
+    k = s.rng.randint(2, 40)
     if not fits(s.value + k):
         return False
     s.say(GAINS, k=k)
@@ -103,7 +114,7 @@ def lose(s: Story) -> bool:
     """Some go away."""
     if s.value < 5:
         return False
-    k = s.rng.randint(2, min(s.value - 1, 99))
+    k = s.rng.randint(2, min(s.value - 1, 60))
     s.say(LOSSES, k=k)
     s.value = s.work("less", s.value, "-", k)
     return True
@@ -140,7 +151,7 @@ def share(s: Story) -> bool:
 
 def compare(s: Story) -> bool:
     """Somebody else has more or fewer; the story goes on with that person."""
-    k = s.rng.randint(2, 60)
+    k = s.rng.randint(2, 40)
     sign = s.rng.choice("+-")
     if not fits(s.value + k if sign == "+" else s.value - k):
         return False
@@ -151,7 +162,7 @@ def compare(s: Story) -> bool:
 
 def pack(s: Story) -> bool:
     """Several boxes with the same content arrive: two worked lines."""
-    n, k = s.rng.randint(2, 6), s.rng.randint(3, 12)
+    n, k = s.rng.randint(2, 5), s.rng.randint(2, 10)
     if not fits(s.value + n * k):
         return False
     s.say(PACKS, n=n, k=k)

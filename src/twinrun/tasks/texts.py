@@ -19,7 +19,9 @@ from pathlib import Path
 
 from twinrun.tasks.arithmetic import HELDOUT_ONE_IN, Split
 
-SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"})
+SKIPPED_FOLDERS = frozenset(
+    {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"}
+)
 MIN_CHARS = 80  # shorter docstrings are mostly "Return x."
 
 
@@ -89,7 +91,7 @@ def _docstrings(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _parse(path: Path) -> ast.Module | None:
-    """The syntax tree of a file, or None: the standard library holds a few files that are wrong on purpose."""
+    """The syntax tree of a file, or None: the standard library holds files that are wrong on purpose."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -1,1 +1,1 @@
-"""Judge two runs of one model: align, measure against an oracle, decide, explain. Sees records and tensors, no runner."""
+"""Judge two runs of one model: align, measure against an oracle, decide, explain. Sees records, no runner."""

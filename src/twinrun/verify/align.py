@@ -1,4 +1,4 @@
-"""Identity before numbers: both sides must have scored the same tokens at the same positions over the same vocabulary."""
+"""Identity before numbers: both sides must have scored the same tokens at the same positions and vocabulary."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ def misalignment(reference: Scores, candidate: Scores) -> str | None:
     if reference.tokens != candidate.tokens:
         pairs = enumerate(zip(reference.tokens, candidate.tokens, strict=False))
         at = next((i for i, (a, b) in pairs if a != b), min(len(reference.tokens), len(candidate.tokens)))
-        return f"the sides scored different tokens, first at position {at}: {_at(reference, at)} and {_at(candidate, at)}"
+        return (
+            f"the sides scored different tokens, first at position {at}: {_at(reference, at)} and "
+            f"{_at(candidate, at)}"
+        )
     ours, theirs = reference.positions.tolist(), candidate.positions.tolist()
     for step, (a, b) in enumerate(zip(ours, theirs, strict=False)):
         if a != b:
@@ -21,7 +24,10 @@ def misalignment(reference: Scores, candidate: Scores) -> str | None:
     if len(ours) != len(theirs):
         return f"the candidate scored {len(theirs)} positions and the reference {len(ours)}"
     if reference.logits.vocab_size != candidate.logits.vocab_size:
-        return f"the candidate has {candidate.logits.vocab_size} logits a row and the reference {reference.logits.vocab_size}"
+        return (
+            f"the candidate has {candidate.logits.vocab_size} logits a row and the reference "
+            f"{reference.logits.vocab_size}"
+        )
     return None
 
 

@@ -33,13 +33,15 @@ class Budget:
     @classmethod
     def of(cls, value: Budget | Mapping[str, float] | None) -> Budget | None:
         """Accept a budget, a mapping of its fields, or None; an unknown field is an error."""
-        if value is None or isinstance(value, cls):
+        if value is None or isinstance(value, Budget):
             return value
         known = [f.name for f in fields(cls)]
         for name in value:
             if name not in known:
-                raise ConfigError(f"unknown budget {name!r}; use {', '.join(known)}.{near_names(name, known)}")
-        return cls(**value)  # type: ignore[arg-type]  # the names were checked above
+                raise ConfigError(
+                    f"unknown budget {name!r}; use {', '.join(known)}.{near_names(name, known)}"
+                )
+        return cls(**value)
 
     def exceeded(self, *, kl_mean: float, kl_max: float, top1_agreement: float) -> str | None:
         """Return the first bound that does not hold, in words, or None when all hold."""

@@ -13,9 +13,10 @@ from twinrun.errors import ConfigError
 class Case:
     """A batch of rows (one row for an ordinary prompt).
 
-    `starts[i]` tokens of row i are prompt: a cached runner takes them in one forward and the rest one by one. With
-    `same_before=(label, position)` the rows' logits at earlier positions must equal those of the named case: the two
-    differ only from that position on, and a causal model cannot know.
+    `starts[i]` tokens of row i are prompt: a cached runner takes them in one forward and the rest one by
+    one. With `same_before=(label, position)` the rows' logits at earlier positions must equal those of the
+    named
+    case: the two differ only from that position on, and a causal model cannot know.
     """
 
     label: str
@@ -26,10 +27,16 @@ class Case:
     def __post_init__(self) -> None:
         """Check that every row has a start inside it."""
         if not self.rows or len(self.rows) != len(self.starts):
-            raise ConfigError(f"case {self.label!r} has {len(self.rows)} rows and {len(self.starts)} starts; give one start a row")
+            raise ConfigError(
+                f"case {self.label!r} has {len(self.rows)} rows and {len(self.starts)} starts; "
+                "give one start a row"
+            )
         for row, start in zip(self.rows, self.starts, strict=True):
             if not 1 <= start <= len(row):
-                raise ConfigError(f"case {self.label!r}: start {start} in a row of {len(row)} tokens; it must lie from 1 to the row's length")
+                raise ConfigError(
+                    f"case {self.label!r}: start {start} in a row of {len(row)} tokens; it must "
+                    "lie from 1 to the row's length"
+                )
 
     @property
     def num_positions(self) -> int:
@@ -46,7 +53,8 @@ def as_cases(prompts: Iterable[Any], reference: Any, candidate: Any) -> list[Cas
     """Turn prompts (texts, token ids, cases) into cases; texts are encoded by both sides, which must agree.
 
     Raises:
-        ConfigError: nothing to try, a text where no side has a tokenizer, or tokenizers that disagree (first id named).
+        ConfigError: nothing to try, a text where no side has a tokenizer, or tokenizers that disagree
+            (first id named).
     """
     if isinstance(prompts, (str, Case)):
         prompts = [prompts]
@@ -59,7 +67,10 @@ def as_cases(prompts: Iterable[Any], reference: Any, candidate: Any) -> list[Cas
         ids = _encode(prompt, reference, label)
         other = _encode(prompt, candidate, label) if isinstance(prompt, str) else ids
         if ids != other:
-            at = next((i for i, (a, b) in enumerate(zip(ids, other, strict=False)) if a != b), min(len(ids), len(other)))
+            at = next(
+                (i for i, (a, b) in enumerate(zip(ids, other, strict=False)) if a != b),
+                min(len(ids), len(other)),
+            )
             raise ConfigError(
                 f"{label} is tokenised differently by the two sides, first at token {at}: "
                 f"{ids[at : at + 1]} and {other[at : at + 1]}; load both with one tokenizer"
@@ -71,7 +82,7 @@ def as_cases(prompts: Iterable[Any], reference: Any, candidate: Any) -> list[Cas
 
 
 def _encode(prompt: Any, side: Any, label: str) -> list[int]:
-    model = getattr(side, "model", None)
+    model: Any = getattr(side, "model", None)
     if hasattr(model, "encode"):
         return list(model.encode(prompt))
     if isinstance(prompt, str):

@@ -23,7 +23,9 @@ class Flips:
 
 def count_flips(rows: list[Measured], floor: float) -> Flips:
     """Count flips of the candidate against the reference; behind a router tie a flip is a tie too."""
-    worst = max((float(m.err_ref_max[~m.router_tie].max()) for m in rows if (~m.router_tie).any()), default=0.0)
+    worst = max(
+        (float(m.err_ref_max[~m.router_tie].max()) for m in rows if (~m.router_tie).any()), default=0.0
+    )
     noise = NOISE_FACTOR * max(worst, floor)
     ties = real = 0
     margin = 0.0

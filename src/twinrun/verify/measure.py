@@ -47,7 +47,9 @@ class Measured:
     @classmethod
     def cat(cls, parts: list[Measured]) -> Measured:
         """Join along positions."""
-        joined = {f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(cls) if f.name != "vocab"}
+        joined = {
+            f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(cls) if f.name != "vocab"
+        }
         return cls(**joined, vocab=parts[0].vocab)
 
     def __len__(self) -> int:
@@ -55,7 +57,9 @@ class Measured:
         return len(self.position)
 
 
-def measure(ref: Scores, cand: Scores, oracle: Scores, cand_up: Scores | None, routed: tuple[Tensor, Tensor]) -> Measured:
+def measure(
+    ref: Scores, cand: Scores, oracle: Scores, cand_up: Scores | None, routed: tuple[Tensor, Tensor]
+) -> Measured:
     """Measure one aligned row.
 
     Args:
@@ -70,13 +74,31 @@ def measure(ref: Scores, cand: Scores, oracle: Scores, cand_up: Scores | None, r
     blocks = []
     for start, stop in block_bounds(ref.logits.num_rows, ref.logits.vocab_size, MEASURE_BYTES):
         up = None if cand_up is None else cand_up.logits.rows(start, stop)
-        rows = (ref.logits.rows(start, stop), cand.logits.rows(start, stop), oracle.logits.rows(start, stop), up)
-        blocks.append(_block(*rows, ref.next_ids[start:stop], ref.positions[start:stop], tuple(r[start:stop] for r in routed)))
+        rows = (
+            ref.logits.rows(start, stop),
+            cand.logits.rows(start, stop),
+            oracle.logits.rows(start, stop),
+            up,
+        )
+        blocks.append(
+            _block(
+                *rows,
+                ref.next_ids[start:stop],
+                ref.positions[start:stop],
+                tuple(r[start:stop] for r in routed),
+            )
+        )
     return Measured.cat(blocks)
 
 
 def _block(
-    ref: Tensor, cand: Tensor, oracle: Tensor, up: Tensor | None, next_ids: Tensor, position: Tensor, routed: tuple[Tensor, ...]
+    ref: Tensor,
+    cand: Tensor,
+    oracle: Tensor,
+    up: Tensor | None,
+    next_ids: Tensor,
+    position: Tensor,
+    routed: tuple[Tensor, ...],
 ) -> Measured:
     same_bits = _rows_equal(ref, cand)
     logp_oracle = _log_softmax(oracle, oracle.dtype)
@@ -107,7 +129,9 @@ def _block(
         "cand_finite": ~torch.isnan(cand).any(-1),
     }
     wide = {k: v.cpu().double() if v.is_floating_point() else v.cpu() for k, v in columns.items()}
-    return Measured(position=position, **wide, router_tie=routed[0], router_flip=routed[1], vocab=ref.shape[-1])
+    return Measured(
+        position=position, **wide, router_tie=routed[0], router_flip=routed[1], vocab=ref.shape[-1]
+    )
 
 
 def _log_softmax(logits: Tensor, dtype: torch.dtype) -> Tensor:

@@ -11,10 +11,10 @@ from twinrun.verify.case import Case
 def probes(model: Any, *, max_tokens: int = 2048, seed: int = 0) -> list[Case]:
     """Build probes for one model.
 
-    Covered: one token; a short and a longer text with a prompt's forward and single steps; a batch of unequal rows (left
-    padding); the pad id inside a text; a changed last token (earlier rows must not move); positions beyond 256 (where
-    bfloat16 rotary tables alias); each sliding window -1/0/+1; the RoPE switch of long-context scalings; the last
-    position of the context.
+    Covered: one token; a short and a longer text with a prompt's forward and single steps; a batch of
+    unequal rows (left padding); the pad id inside a text; a changed last token (earlier rows must not
+    move); positions beyond 256 (where bfloat16 rotary tables alias); each sliding window -1/0/+1; the RoPE
+    switch of long-context scalings; the last position of the context.
 
     Args:
         model: what `twinrun.load` returns (`config`, `vocab_size`, `max_context` and `pad_id` are read).
@@ -22,7 +22,8 @@ def probes(model: Any, *, max_tokens: int = 2048, seed: int = 0) -> list[Case]:
         seed: of the random token ids.
 
     Returns:
-        Cases for `twinrun.verify(..., prompts=...)`; long ones score few positions, so a probe costs a handful of forwards.
+        Cases for `twinrun.verify(..., prompts=...)`; long ones score few positions, so a probe costs a
+        handful of forwards.
 
     Example:
         >>> [case.label for case in probes(load("builtin:amateur"))][:2]
@@ -37,7 +38,11 @@ def probes(model: Any, *, max_tokens: int = 2048, seed: int = 0) -> list[Case]:
     def case(label: str, length: int, start: int) -> Case:
         return Case(label=label, rows=(ids(length),), starts=(max(1, min(start, length)),))
 
-    found = [case("one token", 1, 1), case("short", min(7, limit), 3), case("prompt and steps", min(41, limit), 19)]
+    found = [
+        case("one token", 1, 1),
+        case("short", min(7, limit), 3),
+        case("prompt and steps", min(41, limit), 19),
+    ]
     if limit >= 31:
         rows = (ids(5), ids(31), ids(12))
         found.append(Case(label="batch with padding", rows=rows, starts=(3, 23, 12)))
@@ -48,7 +53,9 @@ def probes(model: Any, *, max_tokens: int = 2048, seed: int = 0) -> list[Case]:
         row = ids(24)
         changed = (*row[:-1], (row[-1] + 1) % model.vocab_size)
         found.append(Case(label="last token", rows=(row,), starts=(2,)))
-        found.append(Case(label="last token changed", rows=(changed,), starts=(2,), same_before=("last token", 23)))
+        found.append(
+            Case(label="last token changed", rows=(changed,), starts=(2,), same_before=("last token", 23))
+        )
     for name, edge in boundaries(model):
         for length in (edge - 1, edge, edge + 1, edge + 9):
             if 2 <= length <= limit:
@@ -65,7 +72,11 @@ def boundaries(model: Any) -> list[tuple[str, int]]:
     config, found = model.config, []
     kinds = getattr(config, "layer_types", None) or ()
     window = getattr(config, "sliding_window", None)
-    uses = any("sliding" in str(kind) for kind in kinds) if kinds else getattr(config, "use_sliding_window", True)
+    uses = (
+        any("sliding" in str(kind) for kind in kinds)
+        if kinds
+        else getattr(config, "use_sliding_window", True)
+    )
     if isinstance(window, int) and window > 1 and uses:
         found.append(("sliding window", window))
     chunk = getattr(config, "attention_chunk_size", None)
@@ -75,7 +86,9 @@ def boundaries(model: Any) -> list[tuple[str, int]]:
     per_layer_type = [v for v in scaling.values() if isinstance(v, dict)]
     for part in per_layer_type or [scaling]:
         if part.get("rope_type", part.get("type")) in {"longrope", "dynamic"}:
-            edge = part.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+            edge = part.get("original_max_position_embeddings") or getattr(
+                config, "original_max_position_embeddings", None
+            )
             edge = edge or getattr(config, "max_position_embeddings", None)
             if isinstance(edge, int):
                 found.append(("RoPE switch", edge))

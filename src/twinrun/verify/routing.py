@@ -1,7 +1,8 @@
 """Tell a router's tie from a bug: a mixture-of-experts router on a near tie sends a token to another expert.
 
-The effect on the logits is far beyond rounding (a clean Mixtral reached 23x) and yet no bug, so positions after such a
-tie are set aside from the ratio and counted; the precision sweep, where ties are thousands of times rarer, still judges them.
+The effect on the logits is far beyond rounding (a clean Mixtral reached 23x) and yet no bug, so positions
+after such a tie are set aside from the ratio and counted; the precision sweep, where ties are thousands of
+times rarer, still judges them.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ about 4 medians; a choice depends on two of them on each side."""
 
 
 def router_flags(sides: tuple[Scores, ...], oracle: Scores) -> tuple[Tensor, Tensor]:
-    """Return (tie, flip) `[rows]`: some router of some side chose otherwise than the oracle's, inside / beyond the noise.
+    """Return (tie, flip) `[rows]`: a router of some side chose otherwise than the oracle's, inside / beyond noise.
 
-    A choice that differs behind an earlier tie (a lower layer, the same or an earlier token) follows from it and is not
-    held against the side.
+    A choice that differs behind an earlier tie (a lower layer, the same or an earlier token) follows from
+    it and is not held against the side.
     """
     rows = oracle.logits.num_rows
     tie, flip = torch.zeros(rows, dtype=torch.bool), torch.zeros(rows, dtype=torch.bool)

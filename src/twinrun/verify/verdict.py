@@ -18,13 +18,16 @@ class Verdict:
     """What `twinrun.verify` found.
 
     Attributes:
-        verdict: "identical" (bit for bit), "equivalent" (rounding), "lossy" (inside the budget given), "different".
+        verdict: "identical" (bit for bit), "equivalent" (rounding), "lossy" (inside the budget given),
+            "different".
         reason: why, in words with the numbers.
         ratio_max: candidate's worst error over the reference's own; None if nothing could be compared.
         ratio_rms: the same for the root mean square.
-        kl_mean: mean KL(reference || candidate) a position, nats; the other kl_* are its maximum and percentiles.
+        kl_mean: mean KL(reference || candidate) a position, nats; the other kl_* are its maximum and
+            percentiles.
         dp_rms: root mean square change of the probability of the token that follows, in [0, 1].
-        top1_agreement: share of positions with the same likeliest token; `top1_stderr` is its binomial standard error.
+        top1_agreement: share of positions with the same likeliest token; `top1_stderr` is its binomial
+            standard error.
         flips: changes of the likeliest token, ties apart.
         blame: the first place where the sides part; None when they do not.
         seconds: time of each side in its own precision.
@@ -92,7 +95,9 @@ class Verdict:
             "KL mean / max": f"{_show(self.kl_mean)} / {_show(self.kl_max)}",
             "flips": f"{self.flips.ties} ties, {self.flips.real} real",
         }
-        rows = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>" for k, v in shown.items())
+        rows = "".join(
+            f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>" for k, v in shown.items()
+        )
         return f"<p><b>{self.verdict}</b>: {html.escape(self.reason)}</p><table>{rows}</table>"
 
 

@@ -34,7 +34,9 @@ class Evidence:
     labels: list[str] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
     """Misalignments and moved rows, in words; any convicts."""
-    seconds: dict[str, float] = field(default_factory=lambda: {"reference": 0.0, "candidate": 0.0, "oracle": 0.0, "candidate_up": 0.0})
+    seconds: dict[str, float] = field(
+        default_factory=lambda: {"reference": 0.0, "candidate": 0.0, "oracle": 0.0, "candidate_up": 0.0}
+    )
     why_no_sweep: str | None = None
     paths: dict[str, str] = field(default_factory=dict)
 
@@ -50,15 +52,17 @@ def verify(
 ) -> Verdict:
     """Say whether the candidate is still the same model as the reference: identical, equivalent, lossy or different.
 
-    Both sides score the same tokens (teacher forcing). Alignment is proved first. Then two witnesses are heard: the
-    candidate's error over the reference's own, both against the oracle (the reference one precision up), and both sides
-    against each other one precision up. Either convicts.
+    Both sides score the same tokens (teacher forcing). Alignment is proved first. Then two witnesses are
+    heard: the candidate's error over the reference's own, both against the oracle (the reference one
+    precision up), and both sides against each other one precision up. Either convicts.
 
-    Source: the ratio is FlashAttention's rule (tests/test_flash_attn.py: worst error at most twice the same-precision
-    baseline's); the sweep is `docs/numerics.md`. KL statistics follow llama.cpp's llama-perplexity.
+    Source: the ratio is FlashAttention's rule (tests/test_flash_attn.py: worst error at most twice the
+    same-precision baseline's); the sweep is `docs/numerics.md`. KL statistics follow llama.cpp's
+    llama-perplexity.
 
     Args:
-        reference: the trusted runner. Must be able to run one precision up (every twinrun runner on ordinary weights).
+        reference: the trusted runner. Must be able to run one precision up (every twinrun runner on
+            ordinary weights).
         candidate: the runner on trial: anything with `score(tokens, start)`.
         prompts: texts, lists of token ids, or cases; `twinrun.probes(model)` builds good ones.
         budget: what a lossy candidate may cost, for example `{"kl": 0.01, "top1": 0.98}`.
@@ -71,10 +75,12 @@ def verify(
     Raises:
         ConfigError: nothing to try, tokenizers that disagree, or a reference that cannot serve as the oracle.
 
-    Differs from FlashAttention's rule: log-probabilities instead of outputs, a second bound on the root mean square, a
-    floor of a few ulp, and the sweep, without which half of all small bugs hide below bfloat16 noise.
+    Differs from FlashAttention's rule: log-probabilities instead of outputs, a second bound on the root
+    mean square, a floor of a few ulp, and the sweep, without which half of all small bugs hide below
+    bfloat16 noise.
 
-    Cost: each side runs twice, once in its own precision and once one up; memory for one case's hidden states four times.
+    Cost: each side runs twice, once in its own precision and once one up; memory for one case's hidden
+        states four times.
 
     Example:
         >>> m = load("builtin:amateur")
@@ -86,7 +92,10 @@ def verify(
     low = parse_dtype(_dtype_of(reference))
     reason = reference.can_raise() if hasattr(reference, "raised") else "it has no raised()"
     if reason is not None:
-        raise ConfigError(f"the reference cannot serve as the oracle: {reason}; put a plain runner on ordinary weights first")
+        raise ConfigError(
+            f"the reference cannot serve as the oracle: {reason}; put a plain runner on ordinary "
+            "weights first"
+        )
     evidence = Evidence(why_no_sweep=_why_no_sweep(reference, candidate, sweep))
     passes = 3 if evidence.why_no_sweep else 4
     seen: dict[str, list[Scores]] = {}
@@ -187,7 +196,14 @@ def _compare(
     seen[case.label] = cand
 
 
-def _moved(evidence: Evidence, case: Case, label: str, cand: Scores, measured: Measured, seen: dict[str, list[Scores]]) -> None:
+def _moved(
+    evidence: Evidence,
+    case: Case,
+    label: str,
+    cand: Scores,
+    measured: Measured,
+    seen: dict[str, list[Scores]],
+) -> None:
     """Check that rows before a changed token did not move by more than the reference's own rounding."""
     if case.same_before is None or case.same_before[0] not in seen:
         return
@@ -200,6 +216,7 @@ def _moved(evidence: Evidence, case: Case, label: str, cand: Scores, measured: M
     if bool((moved > noise).any()):
         at = int(cand.positions[int((moved > noise).nonzero()[0])])
         evidence.findings.append(
-            f"{label}: changing the token at position {position} moved position {at} by {float(moved.max()):.3g} nats "
+            f"{label}: changing the token at position {position} moved position {at} by "
+            f"{float(moved.max()):.3g} nats "
             f"(rounding explains {noise:.3g}); the candidate sees the future"
         )

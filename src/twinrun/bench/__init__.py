@@ -1,0 +1,1 @@
+"""Measuring what a fast way is worth: interleaved timing with its own noise, and exact peak memory."""

@@ -1,0 +1,1 @@
+"""The command line: one verb a file, each with `register`. Importing this imports no torch."""

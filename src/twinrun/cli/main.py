@@ -1,0 +1,65 @@
+"""The `twinrun` command.
+
+Exit codes: 0 done and passed, 1 the check failed, 2 bad request, 3 something missing here, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+import typer
+
+from twinrun.errors import TwinrunError
+
+COMMANDS = ("demo", "verify", "score", "generate", "models", "runners", "env")
+
+app = typer.Typer(
+    name="twinrun",
+    help=(
+        "Run a language model two ways and say what the speed cost: nothing, rounding, a chosen "
+        "loss, "
+        "or a bug."
+    ),
+    epilog="Start with `twinrun demo`. Then: `twinrun verify MODEL --probes`, "
+    "`twinrun score MODEL --prompt TEXT`, `twinrun generate MODEL --chat --prompt TEXT`.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+for _name in COMMANDS:
+    importlib.import_module(f"twinrun.cli.{_name}").register(app)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; nothing a user can cause ends in a traceback."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        result = typer.main.get_command(app).main(
+            args=None if argv is None else list(argv), prog_name="twinrun", standalone_mode=False
+        )
+        return result if isinstance(result, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return 2
+    except click.ClickException as error:
+        sys.stderr.write(f"twinrun: {error.format_message()}\n")
+        return 2
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        sys.stderr.write("twinrun: interrupted\n")
+        return 130
+    except TwinrunError as error:
+        sys.stderr.write(f"twinrun: {error}\n")
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""`twinrun models`: what can be loaded without a download, and what each can do."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import typer
+
+from twinrun.cli.common import JsonOption, console, emit
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command("models")
+    def models(as_json: JsonOption = False) -> None:
+        """List the trained models inside the package, with their measured skill."""
+        from rich.table import Table
+
+        from twinrun.models.builtin_names import builtin_names
+
+        rows = [_describe(name) for name in builtin_names()]
+        table = Table("name", "parameters", "size", "exact answers (95 % interval)", box=None)
+        for row in rows:
+            low, high = row["exact_low"], row["exact_high"]
+            skill = f"{row['exact']:.1%} ({low:.1%} to {high:.1%})" if row["exact"] is not None else "-"
+            table.add_row(
+                f"builtin:{row['name']}", f"{row['parameters']:,}", f"{row['bytes'] / 1e6:.1f} MB", skill
+            )
+        out = console(as_json)
+        out.print(table)
+        out.print("Besides these: any checkpoint folder or hub name of a transformers causal LM.")
+        emit({"models": rows}, as_json)
+
+
+def _describe(name: str) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    from twinrun.models.builtin_names import builtin_folder
+
+    folder = builtin_folder(name)
+    parameters = 0
+    with safe_open(folder / "model.safetensors", framework="pt") as tensors:
+        for key in tensors.keys():  # noqa: SIM118  safe_open is no mapping
+            size = 1
+            for side in tensors.get_slice(key).get_shape():
+                size *= side
+            parameters += size
+    skill_file = folder / "skill.json"
+    skill = json.loads(skill_file.read_text()) if skill_file.is_file() else {}
+    return {
+        "name": name,
+        "folder": str(folder),
+        "parameters": parameters,
+        "bytes": sum(f.stat().st_size for f in folder.iterdir()),
+        "exact": skill.get("exact"),
+        "exact_low": skill.get("exact_low"),
+        "exact_high": skill.get("exact_high"),
+    }

@@ -1,0 +1,27 @@
+"""`twinrun runners`: the ways to run a model."""
+
+from __future__ import annotations
+
+import typer
+
+from twinrun.cli.common import JsonOption, console, emit
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command("runners")
+    def runners(as_json: JsonOption = False) -> None:
+        """List the runners: the plain way and the faster ways."""
+        from rich.table import Table
+
+        from twinrun.runners.registry import RUNNERS
+
+        table = Table("name", "exact", "what it does", box=None)
+        for name, kind in RUNNERS.items():
+            table.add_row(name, "yes" if kind.exact else "lossy", kind.summary)
+        console(as_json).print(table)
+        rows = [
+            {"name": name, "exact": kind.exact, "summary": kind.summary} for name, kind in RUNNERS.items()
+        ]
+        emit({"runners": rows}, as_json)

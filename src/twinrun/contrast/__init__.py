@@ -1,0 +1,1 @@
+"""LightReasoner: an expert against an amateur on one text; where they part is where there is something to learn."""

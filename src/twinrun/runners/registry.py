@@ -1,0 +1,51 @@
+"""Runners by the names that the command line and records use. Factories, never shared instances."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from twinrun.errors import ConfigError, near_names
+from twinrun.models.model import Model
+from twinrun.runners.kvcache import KVCache
+from twinrun.runners.recompute import Recompute
+from twinrun.runners.runner import ModelRunner
+from twinrun.runners.singlepass import SinglePass
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerKind:
+    """A runner that can be asked for by name."""
+
+    build: Callable[[Model], ModelRunner]
+    summary: str
+    exact: bool
+
+
+RUNNERS: dict[str, RunnerKind] = {
+    "recompute": RunnerKind(
+        Recompute, "one forward over the whole prefix for every token (the reference)", True
+    ),
+    "kv-cache:dynamic": RunnerKind(
+        lambda m: KVCache(m, "dynamic"), "keys and values kept, a cache that grows", True
+    ),
+    "kv-cache:static": RunnerKind(
+        lambda m: KVCache(m, "static"), "keys and values kept, a cache allocated once", True
+    ),
+    "single-pass": RunnerKind(SinglePass, "one forward for prompt and continuation (scoring)", True),
+}
+ALIASES = {"kv-cache": "kv-cache:dynamic"}
+
+
+def build_runner(name: str, model: Model) -> ModelRunner:
+    """Build the runner called `name` on a model.
+
+    Raises:
+        ConfigError: no such runner; names near ones and the command that lists them.
+    """
+    full = ALIASES.get(name, name)
+    if full not in RUNNERS:
+        raise ConfigError(
+            f"no runner named {name!r}.{near_names(name, RUNNERS)} `twinrun runners` lists all {len(RUNNERS)}"
+        )
+    return RUNNERS[full].build(model)

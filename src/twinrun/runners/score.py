@@ -1,0 +1,71 @@
+"""Score texts: the log-probability of every token, one forward for a batch of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from twinrun.models.model import Model, Prompt
+from twinrun.numerics.divergence import token_stats
+from twinrun.records.tokens import ScoredText
+from twinrun.runners.generation import as_batch
+from twinrun.runners.singlepass import SinglePass
+
+
+def score(model: Model, texts: Prompt | Sequence[Prompt], *, batch_size: int = 8) -> list[ScoredText]:
+    """Return the log-probability of every token of every text.
+
+    Args:
+        model: what `twinrun.load` returns.
+        texts: one text, or a list of texts or lists of token ids. Each must fit the context.
+        batch_size: texts a forward, at least 1; they are left-padded together, longest first.
+
+    Returns:
+        One `ScoredText` a text, in the order given. The first token of a text has no context and no score.
+
+    Raises:
+        ConfigError: an empty text, one beyond the context, or an id outside the vocabulary.
+
+    Cost: one forward for every `batch_size` texts; logits are streamed in blocks, never `[tokens, vocab]`
+        at once.
+
+    Example:
+        >>> len(score(load("builtin:amateur"), ["Two and two are four."])[0].logprobs) > 4
+        True
+    """
+    rows = [model.encode(text) for text in as_batch(texts)]
+    runner = SinglePass(model)
+    found: dict[int, ScoredText] = {}
+    for chunk in length_batches(rows, batch_size):
+        for index, scores in zip(
+            chunk, runner.score_batch([rows[i] for i in chunk], [1] * len(chunk)), strict=True
+        ):
+            with torch.inference_mode():
+                stats = token_stats(scores.logits, scores.next_ids, top_k=1)
+            found[index] = ScoredText(
+                token_ids=rows[index],
+                tokens=token_texts(model, rows[index]),
+                logprobs=shifted(stats.logprob),
+                entropies=shifted(stats.entropy),
+                top1=[None, *stats.top_ids[:-1, 0].tolist()],
+            )
+    return [found[i] for i in range(len(rows))]
+
+
+def length_batches(rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
+    """Yield indices of rows in batches of like length, longest first: little padding, and memory shows early."""
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    for at in range(0, len(order), max(1, batch_size)):
+        yield order[at : at + max(1, batch_size)]
+
+
+def shifted(values: Tensor) -> list[float | None]:
+    """Move a value from the position that predicts to the token that is predicted; drop what follows the last token."""
+    return [None, *(float(v) for v in values[:-1])]
+
+
+def token_texts(model: Model, ids: Sequence[int]) -> list[str] | None:
+    """Return each token's text; parts of a character show as a replacement mark. None without a tokenizer."""
+    return None if model.tokenizer is None else [str(model.tokenizer.decode([i])) for i in ids]
