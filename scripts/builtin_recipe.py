@@ -55,7 +55,7 @@ class Recipe:
 
 RECIPES = {
     "expert": Recipe(
-        name="expert", layers=6, width=192, heads=6, kv_heads=3, feed_forward=512, steps=4000, decay_steps=800
+        name="expert", layers=6, width=192, heads=6, kv_heads=3, feed_forward=512, steps=3200, decay_steps=700
     ),
     "amateur": Recipe(
         name="amateur",

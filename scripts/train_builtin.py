@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import sys
 import time
@@ -108,7 +107,7 @@ def train(recipe: Recipe, folder: Path, tokenizer: PreTrainedTokenizerFast) -> T
     arguments = TrainingArguments(
         output_dir=str(folder),
         use_cpu=True,
-        bf16=True,
+        bf16=False,  # without AMX a bfloat16 step is 1.7 times slower than a float32 one
         seed=recipe.seed,
         data_seed=recipe.seed,
         train_sampling_strategy="sequential",
@@ -166,6 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--no-place", action="store_true", help="stop after training, write no checkpoint folder"
     )
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: %(default)s)")
     args = parser.parse_args(argv)
     recipe = RECIPES[args.name]
     if args.steps is not None:
@@ -173,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.save_every is not None:
         recipe = replace(recipe, save_every=args.save_every)
     folder = args.build / recipe.name
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    torch.set_num_threads(args.threads)
     if not args.evaluate_only:
         if args.fresh:
             shutil.rmtree(folder, ignore_errors=True)

@@ -79,7 +79,7 @@ def peak_resident_bytes(fn: Callable[[], object]) -> int | None:
 def _changes(watched: Any) -> list[int]:
     """Signed bytes of every allocation and release on the CPU, in the order in which they happened."""
     events = [e for e in watched.profiler.kineto_results.events() if e.name() == "[memory]"]
-    events = [e for e in events if e.device_type() == torch.autograd.DeviceType.CPU]
+    events = [e for e in events if e.device_type().name == "CPU"]
     return [int(e.nbytes()) for e in sorted(events, key=lambda e: int(e.start_ns()))]
 
 

@@ -1,9 +1,8 @@
 """Arithmetic word problems of two to five steps with worked answers: seeded, random-access, checkable.
 
 Problem `i` of a split depends on `(seed, split, i)` only, so a stopped training run continues with exactly
-the problems it has not seen. The split a problem belongs to is a property of its own text (`problem_hash`
-modulo 16), so a held-out problem can never occur in a training stream, whatever the seed. It knows no model and no
-tokenizer.
+the problems it has not seen. Its split is a property of its own text (`problem_hash` modulo 16), so a held-out
+problem can never occur in a training stream, whatever the seed. It knows no model and no tokenizer.
 
 Example:
     >>> example = problem(0, split="heldout")
@@ -92,12 +91,12 @@ def split_of(question: str) -> Split:
 
 
 def extract_answer(text: str) -> int | None:
-    """Read the number after the first ``####``.
+    r"""Read the number after the first ``####``.
 
     Thousands commas and a currency sign are accepted. A fraction, a missing number or a missing mark give None.
 
     Example:
-        >>> extract_answer("more: 1 + 2 = 3\\n#### 3"), extract_answer("#### 1,204."), extract_answer("about 3")
+        >>> extract_answer("more: 1 + 2 = 3\n#### 3"), extract_answer("#### 1,204."), extract_answer("about 3")
         (3, 1204, None)
     """
     found = _MARK.search(text)

@@ -1,0 +1,98 @@
+"""One planted fault: what it is, where the bug was seen in public, and how to break a correct runner the same way."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from twinrun.errors import ConfigError, UnsupportedModelError
+from twinrun.models.model import Model
+from twinrun.runners.kvcache import KVCache
+from twinrun.runners.recompute import Recompute
+from twinrun.runners.runner import ModelRunner
+from twinrun.runners.singlepass import SinglePass
+
+Plant = Callable[[ModelRunner], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """A bug that can be planted and taken out again.
+
+    Attributes:
+        name: how the registry calls it.
+        summary: what goes wrong, in one sentence.
+        thread: public reports of this kind of bug.
+        kind: "model" (any runner shows it) or "runner" (it lives in one way of running).
+        where: what a good explanation should point at.
+        needs: what a prompt or a model must have for the fault to show.
+        runners: names of the runners that show it, the best one first.
+        reason_against: why the fault does not exist in a model, or None.
+        plant: breaks a runner inside a block.
+    """
+
+    name: str
+    summary: str
+    thread: tuple[str, ...]
+    kind: Literal["model", "runner"]
+    where: str
+    needs: tuple[str, ...] = ()
+    runners: tuple[str, ...] = ("single-pass", "kv-cache:dynamic", "kv-cache:static", "recompute")
+    reason_against: Callable[[Model], str | None]
+    plant: Plant
+
+    def applies(self, model: Model) -> str | None:
+        """Return None if this model can have the fault, else the reason why not."""
+        return self.reason_against(model)
+
+    @contextmanager
+    def planted(self, runner: ModelRunner) -> Iterator[None]:
+        """Break `runner` inside the block; afterwards every bit and every hook is as before, also after an error.
+
+        A fault in the model is seen by every runner that shares it: plant on a `broken_copy`.
+
+        Raises:
+            ConfigError: the fault does not show in this kind of runner.
+            UnsupportedModelError: the fault does not exist in this model.
+        """
+        if runner.name not in self.runners:
+            raise ConfigError(
+                f"fault {self.name!r} does not show in {runner.name}; plant it in {' or '.join(self.runners)}"
+            )
+        reason = self.applies(runner.model)
+        if reason is not None:
+            raise UnsupportedModelError(
+                f"fault {self.name!r} does not exist in {runner.model.name}: {reason}"
+            )
+        _ = runner.model.layout  # found on the model as it is, not on the broken one
+        with self.plant(runner):
+            yield
+
+
+def broken_copy(model: Model) -> Model:
+    """Return a deep copy of a small model: a fault planted in it must not reach the reference.
+
+    Cost: the memory of the whole model once more.
+    """
+    return Model(copy.deepcopy(model.core), model.tokenizer, name=model.name, choices=dict(model.choices))
+
+
+def candidate_for(fault: Fault, model: Model, runner: str | None = None) -> ModelRunner:
+    """Build a runner on a copy of `model` to plant `fault` in: the one that shows it best, or the one named."""
+    name = runner or fault.runners[0]
+    if name not in fault.runners:
+        raise ConfigError(
+            f"fault {fault.name!r} does not show in {name}; choose from {', '.join(fault.runners)}"
+        )
+    own = broken_copy(model)
+    if name == "recompute":
+        return Recompute(own)
+    return SinglePass(own) if name == "single-pass" else KVCache(own, cache=name.partition(":")[2])
+
+
+def always(_model: Model) -> str | None:
+    """Say that every model can have the fault."""
+    return None

@@ -1,0 +1,39 @@
+"""Faults of normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from twinrun.faults.fault import Fault
+from twinrun.faults.parts import attribute, norms
+from twinrun.models.model import Model
+from twinrun.runners.runner import ModelRunner
+
+
+def epsilon_off() -> Fault:
+    """The epsilon of every norm is ten times too large."""
+    return Fault(
+        name="norm-epsilon-off",
+        summary="the epsilon of every norm is hard-coded to ten times the value that the model was trained with",
+        thread=(
+            "https://github.com/ggml-org/llama.cpp/issues/2373",
+            "https://github.com/apache/tvm/pull/15856",
+        ),
+        kind="model",
+        where="norm of the first layer",
+        reason_against=_no_epsilon,
+        plant=_larger_epsilon,
+    )
+
+
+def _no_epsilon(model: Model) -> str | None:
+    return None if norms(model) else "its norms keep no readable epsilon"
+
+
+@contextmanager
+def _larger_epsilon(runner: ModelRunner) -> Iterator[None]:
+    with ExitStack() as undo:
+        for part, name in norms(runner.model):
+            undo.enter_context(attribute(part, name, 10 * getattr(part, name)))
+        yield

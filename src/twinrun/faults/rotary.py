@@ -1,0 +1,103 @@
+"""Faults of rotary position embedding: tables too coarse, frequencies a little off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from twinrun.faults.fault import Fault
+from twinrun.faults.parts import attribute, rotaries
+from twinrun.models.model import Model
+from twinrun.runners.runner import ModelRunner
+
+
+def bfloat16_table() -> Fault:
+    """Rotary angles are computed in bfloat16."""
+    return Fault(
+        name="rope-table-bfloat16",
+        summary="rotary angles (position times frequency) are computed in bfloat16, where positions above 256 collide",
+        thread=(
+            "https://github.com/huggingface/transformers/pull/29285",
+            "https://github.com/sgl-project/sglang-jax/issues/1472",
+        ),
+        kind="model",
+        where="rotary embedding",
+        needs=("rotary embedding", "long prompt"),
+        reason_against=_no_rotary,
+        plant=_coarse_angles,
+    )
+
+
+def frequencies_off() -> Fault:
+    """Rotary frequencies are 0.2 % too high."""
+    return Fault(
+        name="rope-frequencies-off",
+        summary="rotary frequencies are multiplied by 1.002, as with a base or a scaling that was read wrongly",
+        thread=(
+            "https://github.com/unslothai/unsloth/pull/6197",
+            "https://github.com/Blaizzy/mlx-vlm/pull/1710",
+        ),
+        kind="model",
+        where="rotary embedding",
+        needs=("rotary embedding",),
+        reason_against=_no_rotary,
+        plant=_wrong_frequencies,
+    )
+
+
+def _no_rotary(model: Model) -> str | None:
+    return None if rotaries(model) else "it has no module that computes rotary tables from positions"
+
+
+class _FloatMeansBfloat16(TorchFunctionMode):
+    """Inside, every request for float32 by name gives bfloat16: the upcast that the bug leaves out."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.Tensor.float:
+            return args[0].bfloat16()
+        args = tuple(torch.bfloat16 if a is torch.float32 else a for a in args)
+        return func(
+            *args, **{k: torch.bfloat16 if v is torch.float32 else v for k, v in (kwargs or {}).items()}
+        )
+
+
+@contextmanager
+def _wrapped(runner: ModelRunner, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    with ExitStack() as undo:
+        for part in rotaries(runner.model):
+            undo.enter_context(attribute(part, "forward", wrap(part.forward)))
+        yield
+
+
+@contextmanager
+def _coarse_angles(runner: ModelRunner) -> Iterator[None]:
+    def wrap(right: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            with _FloatMeansBfloat16():
+                return right(*args, **kwargs)
+
+        return forward
+
+    with _wrapped(runner, wrap):
+        yield
+
+
+@contextmanager
+def _wrong_frequencies(runner: ModelRunner) -> Iterator[None]:
+    """Stretch the positions instead of the frequencies: the angle is their product."""
+
+    def wrap(right: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(x: Tensor, position_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+            return right(x, position_ids.double() * 1.002, *args, **kwargs)
+
+        return forward
+
+    with _wrapped(runner, wrap):
+        yield

@@ -1,0 +1,1 @@
+"""Records become something to read: terminal tables, PNG plots, JSON files, one self-contained HTML page."""

@@ -1,0 +1,203 @@
+"""Geometry and wording of the page: from a record to percentages and short sentences. No HTML here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from twinrun.report.words import BETA, RATIO_MAX, RATIO_RMS, short, speed_of, times
+
+HEAT_FULL = 2.5
+"""Nats at which a token's shade is full."""
+STRIP_COLUMNS = 400
+"""Longer rows are cut: their first columns hold where the sides part."""
+
+
+def heat(value: float | None) -> float:
+    """Shade of a token from 0 to 1: the square root of its KL, full at `HEAT_FULL` nats."""
+    return 0.0 if value is None else round(min(1.0, math.sqrt(max(0.0, value) / HEAT_FULL)), 3)
+
+
+def ratio_meter(value: float | None, rule: float) -> dict[str, Any] | None:
+    """Width of a ratio's bar and place of its rule line, percent of the cell; a ratio far beyond is cut off."""
+    if value is None:
+        return None
+    full = 1.25 * RATIO_MAX
+    return {
+        "width": round(100 * min(value / full, 1.0), 2),
+        "rule": round(100 * rule / full, 2),
+        "over": value > rule,
+        "cut": value > full,
+        "text": times(value),
+        "rule_text": f"rule: at most {rule:g}×",
+    }
+
+
+def ratio_meters(row: Mapping[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Meters of the worst and the root mean square ratio of a verdict record."""
+    return ratio_meter(row.get("ratio_max"), RATIO_MAX), ratio_meter(row.get("ratio_rms"), RATIO_RMS)
+
+
+def speed_meter(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Bar of the speed-up with its spread on a logarithmic scale that all rows of the table share."""
+    speed = speed_of(row)
+    if speed is None:
+        return None
+    top = max((float(s["speed_up_p90"]) for r in rows if (s := speed_of(r)) is not None), default=1.0)
+    scale = math.log10(max(top, 2.0)) * 1.04
+
+    def at(factor: float) -> float:
+        return round(100 * min(max(math.log10(max(factor, 1e-9)) / scale, 0.0), 1.0), 2)
+
+    return {
+        "width": at(speed["speed_up_median"]),
+        "low": at(speed["speed_up_p10"]),
+        "high": at(speed["speed_up_p90"]),
+        "text": times(speed["speed_up_median"]),
+        "spread": f"{short(speed['speed_up_p10'])}–{short(speed['speed_up_p90'])}",
+    }
+
+
+def histogram(values: Sequence[float], beta: float = BETA) -> dict[str, Any]:
+    """Bars of per-token KL on logarithmic bins; heights in percent of the largest bin."""
+    from twinrun.report.plots import log_bins
+
+    counts, edges = log_bins(values)
+    top = max([*counts, 1])
+    first, last = math.log10(edges[0]), math.log10(edges[-1])
+    bars = [
+        {
+            "height": round(100 * count / top, 2),
+            "count": count,
+            "above": low >= beta * 0.999,
+            "title": f"{short(low)} to {short(high)} nats: {count} tokens",
+        }
+        for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True)
+    ]
+    marks = [10.0**k for k in range(math.ceil(first), math.floor(last) + 1)]
+    ticks = [
+        {"at": round(100 * (math.log10(m) - first) / (last - first), 2), "text": f"{m:g}"} for m in marks
+    ]
+    return {
+        "bars": bars,
+        "ticks": ticks,
+        "beta_at": round(100 * (math.log10(beta) - first) / (last - first), 2),
+        "above": sum(v > beta for v in values),
+        "total": len(values),
+    }
+
+
+def strip(trace: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Columns of a fault's per-position gap on a logarithmic scale, and the line below which rounding explains it.
+
+    Args:
+        trace: `positions`, `gap_up` (nats, one precision up) and `allowed` (nats).
+    """
+    gaps, allowed = list(trace["gap_up"])[:STRIP_COLUMNS], trace["allowed"]
+    if allowed is None or not gaps:
+        return None
+    low = math.log10(allowed) - 2.5
+    top = max(math.log10(max(g for g in gaps)) if max(gaps) > 0 else low, math.log10(allowed)) + 0.3
+
+    def height(value: float) -> float:
+        return round(100 * min(max((math.log10(max(value, 1e-300)) - low) / (top - low), 0.015), 1.0), 2)
+
+    odd = [gap > allowed for gap in gaps]
+    return {
+        "columns": [{"height": height(g), "odd": o} for g, o in zip(gaps, odd, strict=True)],
+        "line_at": height(allowed),
+        "allowed": short(allowed),
+        "first": trace["positions"][0],
+        "last": trace["positions"][len(gaps) - 1],
+        "parts_at": trace["positions"][odd.index(True)] if any(odd) else None,
+        "parts_left": round(100 * odd.index(True) / len(gaps), 2) if any(odd) else None,
+        "odd": sum(odd),
+        "top": short(max(gaps)),
+    }
+
+
+def witnesses(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the two witnesses said about one verdict record."""
+    ratio, sweep = verdict.get("ratio_max"), verdict["sweep"]
+    over = ratio is not None and (ratio > RATIO_MAX or verdict["ratio_rms"] > RATIO_RMS)
+    said = [
+        {
+            "name": "ratio",
+            "numbers": f"{times(ratio)} worst, {times(verdict.get('ratio_rms'))} mean square",
+            "rule": f"at most {RATIO_MAX:g}× and {RATIO_RMS:g}×",
+            "convicts": over,
+            "text": "convicts" if over else ("not heard" if ratio is None else "sees nothing"),
+        }
+    ]
+    heard = sweep["gap"] is not None
+    convicts = heard and sweep["gap"] > sweep["allowed"]
+    beyond = f"convicts: {times(sweep['gap'] / sweep['allowed'])} beyond rounding" if convicts else ""
+    said.append(
+        {
+            "name": "sweep",
+            "numbers": f"{short(sweep['gap'])} nats in {sweep['high']}" if heard else str(sweep["why_not"]),
+            "rule": f"rounding explains {short(sweep['allowed'])} nats" if heard else "",
+            "convicts": convicts,
+            "text": beyond or ("sees nothing" if heard else "not heard"),
+        }
+    )
+    return said
+
+
+def tips(record: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
+    """What the script shows on hover and focus: for each token of each text, the alternatives of both sides."""
+    found = []
+    for text in (record.get("contrast") or {}).get("texts", ()):
+        rows = zip(text["tokens"], text["kl"], text["expert_top"], text["amateur_top"], strict=True)
+        found.append(
+            [
+                {
+                    "token": token,
+                    "position": text["start"] + i,
+                    "kl": kl,
+                    "expert": [[name, math.exp(p)] for name, p in expert or ()],
+                    "amateur": [[name, math.exp(p)] for name, p in amateur or ()],
+                }
+                for i, (token, kl, expert, amateur) in enumerate(rows)
+            ]
+        )
+    return found
+
+
+def tiles(record: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The page's first lines: a number and what it counts."""
+    rows = [(t["dtype"], row) for t in record["twins"] for row in t["rows"] if row["verdict"] != "reference"]
+    clean = sum(row["verdict"] != "different" for _, row in rows)
+    caught = sum(bool(fault["caught"]) for fault in record["faults"])
+    found = [
+        {
+            "number": f"{clean}/{len(rows)}",
+            "text": "fast paths pass as the same model",
+            "state": "good" if clean == len(rows) else "bad",
+        }
+    ]
+    timed = [(speed_of(row), dtype, row) for dtype, row in rows if speed_of(row) is not None]
+    if timed:
+        best = max(timed, key=lambda item: float((item[0] or {})["speed_up_median"]))
+        number = times((best[0] or {})["speed_up_median"])
+        found.append(
+            {
+                "number": number,
+                "text": f"{best[2]['candidate']}, {best[1]}, {best[2]['verdict']}",
+                "state": "",
+            }
+        )
+    contrast = record.get("contrast") or {}
+    if "texts" in contrast:
+        count, right = len(contrast["texts"]), contrast["right"]
+        number = f"{right['expert']} : {right['amateur']}"
+        found.append({"number": number, "text": f"expert and amateur, right answers of {count}", "state": ""})
+    found.append(
+        {
+            "number": f"{caught}/{len(record['faults'])}",
+            "text": "planted faults caught",
+            "state": "good" if caught == len(record["faults"]) else "bad",
+        }
+    )
+    return found
