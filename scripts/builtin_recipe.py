@@ -64,7 +64,7 @@ RECIPES = {
         heads=4,
         kv_heads=2,
         feed_forward=320,
-        steps=1500,
-        decay_steps=300,
+        steps=460,
+        decay_steps=60,
     ),
 }

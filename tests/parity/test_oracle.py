@@ -15,8 +15,8 @@ RUNNERS = ("recompute", *zoo.CANDIDATES)
 LENGTHS = ((1, 1), (7, 3), (41, 19))
 """(tokens, of which prompt)"""
 
-# Largest error of a logit over the largest logit, in units of eps of the computing precision: measured over 20 seeds,
-# three families, four runners, three lengths, on two CPU cores in 2026-11. The bound is twice the measured worst.
+# Largest error of a logit over the largest logit, in eps of the computing precision: measured over 20 seeds,
+# three families, four runners, three lengths, on two CPU cores, 2026-11. The bound is twice the worst.
 MEASURED = {
     ("float32", "as it is"): 9.3,
     ("float32", "raised"): 9.9,

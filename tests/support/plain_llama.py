@@ -1,7 +1,7 @@
-"""A decoder of the Llama kind in float64, written out plainly. It shares no code with transformers or twinrun.
+"""A decoder of the Llama kind in float64, written out plainly. It shares no code with either library.
 
-Covers RMSNorm, rotary embedding, grouped-query attention, SwiGLU, with biases (Qwen2) and norms on queries and keys
-(Qwen3) where the weights have them. One row, no batch, no cache.
+Covers RMSNorm, rotary embedding, grouped-query attention, SwiGLU, with biases (Qwen2) and norms on queries
+and keys (Qwen3) where the weights have them. One row, no batch, no cache.
 `wrong` spoils one place, to prove that a test sees it.
 """
 
@@ -27,7 +27,7 @@ class Sizes:
 def plain_logits(
     weights: dict[str, Tensor], sizes: Sizes, ids: list[int], wrong: dict[str, float] | None = None
 ) -> Tensor:
-    """Logits `[tokens, vocab]` in float64. `wrong` multiplies what it names: "scores", "values", "up", "head"."""
+    """Logits `[tokens, vocab]` in float64. `wrong` multiplies "scores", "values", "up" or "head"."""
     w = {name: tensor.detach().double() for name, tensor in weights.items()}
     factor = {"scores": 1.0, "values": 1.0, "up": 1.0, "head": 1.0, **(wrong or {})}
     x = w["model.embed_tokens.weight"][ids]
@@ -74,7 +74,7 @@ def _heads(own: dict[str, Tensor], which: str, x: Tensor, count: int, sizes: Siz
 
 
 def _rotate(x: Tensor, theta: float) -> Tensor:
-    """Turn pairs (i, i + half) by position times frequency. Frequencies are float32 numbers in every such model."""
+    """Turn pairs (i, i + half) by position times frequency. Frequencies are float32 in every such model."""
     length, _, dim = x.shape
     frequency = (1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)).double()
     angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency

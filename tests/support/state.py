@@ -1,4 +1,4 @@
-"""What must be the same before and after something was attached to a model: bits, hooks, attributes, settings."""
+"""What must be the same before and after something is attached to a model: bits, hooks, settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 
 def fingerprint(module: nn.Module) -> dict[str, Any]:
-    """Hash of every parameter and buffer, number of hooks, names of plain attributes, settings of every config."""
+    """Hash of every parameter and buffer, number of hooks, names of attributes, settings of every config."""
     digest = hashlib.sha256()
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

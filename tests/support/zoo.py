@@ -1,4 +1,4 @@
-"""Small models with random weights, one for each family: real config classes of transformers, nothing downloaded."""
+"""Small models with random weights, one for each family: real transformers configs, nothing downloaded."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import transformers as hf
 import twinrun as tr
 
 BASE: dict[str, Any] = {
-    "vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.08,
+    "vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+    "initializer_range": 0.08,
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 SPECIAL = {k: v for k, v in BASE.items() if k.endswith("token_id")}
@@ -37,7 +38,7 @@ OPT = {
     "vocab_size": 320, "hidden_size": 64, "ffn_dim": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
     "word_embed_proj_dim": 64, "max_position_embeddings": 512, "init_std": 0.08, **SPECIAL,
 }  # fmt: skip
-GEMMA = {"head_dim": 16, "sliding_window": 16, "query_pre_attn_scalar": 16}
+GEMMA = {"head_dim": 16, "sliding_window": 16, "query_pre_attn_scalar": 16, "final_logit_softcapping": 30.0}
 LONG_ROPE = {
     "rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 24,
     "short_factor": [1.0] * 8, "long_factor": [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5],
@@ -108,7 +109,7 @@ KNOWN: dict[tuple[str, str, str], str] = {
     **{("bloom", "kv-cache:static", dtype): _BLOOM for dtype in DTYPES},
     **{("phi3-long", name, dtype): _LONG_ROPE for name in CANDIDATES for dtype in DTYPES},
 }
-"""(family, runner, dtype) that cannot pass, each with the reason. A test holds that every entry still fails."""
+"""(family, runner, dtype) that cannot pass, each with the reason. A test holds that each still fails."""
 
 
 def make(family: str, dtype: str = "float32", seed: int = 0) -> tr.Model:

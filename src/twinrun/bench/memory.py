@@ -3,7 +3,7 @@
 Tensors are counted by torch's own allocator: the profiler sees every allocation and release, temporaries inside a
 kernel too, so the number is exact and the same on every run. Two other ways were left out. A thread that samples
 the resident set misses what lives shorter than its period and sees pages, not bytes. A TorchDispatchMode sees the
-results of operators and not what they use inside (the float32 copy that a bfloat16 log-softmax makes).
+results of operators and not what a kernel takes for itself (the buffers of fused attention).
 What a library takes straight from malloc (scratch of a matrix product) is no tensor; `peak_resident_bytes` sees it.
 """
 
@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import json
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+_CPU = 0
+"""Device type of a processor in torch's traces."""
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
@@ -25,8 +28,8 @@ _CLEAR_REFS = Path("/proc/self/clear_refs")
 def peak_extra_bytes(fn: Callable[[], object], *, device: str | torch.device = "cpu") -> int:
     """Call `fn` once and return the most bytes its tensors held at one moment, above those held before.
 
-    What `fn` returns counts: it is alive when the call ends. Tensors that `fn` releases and that existed before it
-    count as negative.
+    What `fn` returns counts: it is alive when the call ends. On a CPU, releasing a tensor that is older than the
+    call makes no room; on a CUDA device it does.
 
     Args:
         fn: callable without arguments. Call it once before, so that caches it fills for good are not counted.
@@ -45,7 +48,7 @@ def peak_extra_bytes(fn: Callable[[], object], *, device: str | torch.device = "
     gc.collect()
     if place.type == "cuda":
         return _peak_cuda(fn, place)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as watched:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
         result = fn()
     del result
     return _peak(_changes(watched))
@@ -76,19 +79,32 @@ def peak_resident_bytes(fn: Callable[[], object]) -> int | None:
     return max(0, after - before)
 
 
-def _changes(watched: Any) -> list[int]:
-    """Signed bytes of every allocation and release on the CPU, in the order in which they happened."""
-    events = [e for e in watched.profiler.kineto_results.events() if e.name() == "[memory]"]
-    events = [e for e in events if e.device_type().name == "CPU"]
-    return [int(e.nbytes()) for e in sorted(events, key=lambda e: int(e.start_ns()))]
+def _changes(watched: profile) -> list[tuple[int, int]]:
+    """(address, signed bytes) of allocations and releases on the CPU in order, from the trace that torch documents."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        watched.export_chrome_trace(str(path))
+        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    found = [e for e in events if e.get("name") == "[memory]" and e["args"]["Device Type"] == _CPU]
+    found.sort(key=lambda e: float(e["ts"]))
+    return [(int(e["args"]["Addr"]), int(e["args"]["Bytes"])) for e in found]
 
 
-def _peak(changes: Iterable[int]) -> int:
-    """Return the highest partial sum, at least 0."""
+def _peak(changes: Iterable[tuple[int, int]]) -> int:
+    """Return the most bytes alive at once among blocks whose allocation was seen.
+
+    NOTE: the release of an older block must be left out by its address. torch knows its size only by an entry that
+    an earlier profile may have left at that address for another block, so the number it gives can be wrong.
+    """
+    alive: dict[int, int] = {}
     level = highest = 0
-    for change in changes:
-        level += change
-        highest = max(highest, level)
+    for address, size in changes:
+        if size > 0:
+            alive[address] = size
+            level += size
+            highest = max(highest, level)
+        else:
+            level -= alive.pop(address, 0)
     return highest
 
 

@@ -11,6 +11,7 @@ from twinrun.cli.common import JsonOption, console, emit, open_model, progress
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress, TaskID
 
     from twinrun.cli.demo_text import Plan
     from twinrun.models.model import Model
@@ -58,11 +59,13 @@ def register(app: typer.Typer) -> None:
 def run(name: str, weaker: str | None, plan: Plan, out: Path, human: Console) -> dict[str, Any]:
     """Run the four steps, print and write each, and return the record."""
     import time
+    from functools import partial
 
     from twinrun.cli import demo_show as show
     from twinrun.cli import demo_steps as steps
     from twinrun.cli.demo_text import answer_problems, choose_text, pace
     from twinrun.report.write import write_text
+    from twinrun.runners.recompute import Recompute
 
     began = time.perf_counter()
     write_text(
@@ -74,23 +77,17 @@ def run(name: str, weaker: str | None, plan: Plan, out: Path, human: Console) ->
         answers = answer_problems(expert, plan)
         text = choose_text(expert, answers, plan)
     show.begin(human, expert, text)
-    twins = []
-    with progress(steps.TWIN_STAGES, "float32") as (bar, task):
-        twins.append(
-            steps.twins(expert, text, plan, lambda what: bar.update(task, advance=1, description=what))
-        )
-    show.twins(human, twins[-1], number=1)
-    half = open_model(name, "bfloat16")
-    with progress(steps.TWIN_STAGES, "bfloat16") as (bar, task):
-        twins.append(
-            steps.twins(half, text, plan, lambda what: bar.update(task, advance=1, description=what))
-        )
-    show.twins(human, twins[-1], number=2)
+    twins, half = [], open_model(name, "bfloat16")
+    for number, model in enumerate((expert, half), 1):
+        reference = steps.Remembered(Recompute(model))
+        with progress(steps.TWIN_STAGES, "fast paths") as (bar, task):
+            twins.append(steps.twins(model, reference, text, plan, partial(_tick, bar, task)))
+        show.twins(human, twins[-1], number)
     with progress(None, "contrasting expert and amateur"):
         contrast = steps.contrasted(expert, small, answers, plan)
     show.contrasted(human, contrast)
     with progress(2, "planting faults") as (bar, task):
-        faults = steps.faults(half, text, lambda what: bar.update(task, advance=1, description=what))
+        faults = steps.faults(half, reference, text, partial(_tick, bar, task))
     show.faults(human, faults)
     record = steps.record(expert, small, text, twins, contrast, faults)
     record["seconds"] = time.perf_counter() - began
@@ -109,3 +106,8 @@ def _load(name: str, weaker: str | None) -> tuple[Model, Model | None]:
         small = open_model(weaker, "float32")
         check_same_tokens(expert, small)
         return expert, small
+
+
+def _tick(bar: Progress, task: TaskID, what: str) -> None:
+    """One stage more, and what it is."""
+    bar.update(task, advance=1, description=what)

@@ -21,7 +21,6 @@ from twinrun.records.env import environment
 from twinrun.records.scores import Scores
 from twinrun.records.tokens import ContrastedText
 from twinrun.runners.kvcache import KVCache
-from twinrun.runners.recompute import Recompute
 from twinrun.runners.runner import ModelRunner
 from twinrun.runners.score import token_texts
 from twinrun.runners.singlepass import SinglePass
@@ -41,16 +40,16 @@ class Remembered:
 
     def __init__(self, inner: ModelRunner) -> None:
         """Wrap a runner."""
-        self._inner, self._seen, self._up = inner, dict[tuple[Any, ...], list[Scores]](), False
+        self.inner, self._seen, self._up = inner, dict[tuple[Any, ...], list[Scores]](), False
 
     def __getattr__(self, name: str) -> Any:
         """Everything else is the runner's own."""
-        return getattr(self._inner, name)
+        return getattr(self.inner, name)
 
     @contextmanager
     def raised(self) -> Iterator[torch.dtype]:
         """Run one precision up; what was scored there is kept apart."""
-        with self._inner.raised() as dtype:
+        with self.inner.raised() as dtype:
             self._up = True
             try:
                 yield dtype
@@ -61,21 +60,21 @@ class Remembered:
         """Score, or answer from memory."""
         key = (self._up, tuple(map(tuple, rows)), tuple(starts))
         if key not in self._seen:
-            self._seen[key] = self._inner.score_batch(rows, starts)
+            self._seen[key] = self.inner.score_batch(rows, starts)
         return self._seen[key]
 
 
-def twins(model: Model, text: Text, plan: Plan, tick: Tick) -> dict[str, Any]:
+def twins(model: Model, reference: Remembered, text: Text, plan: Plan, tick: Tick) -> dict[str, Any]:
     """Verdict and speed of three fast ways against one forward a token, all on one text."""
-    plain = Recompute(model)
-    reference = Remembered(plain)
+    plain = reference.inner
     fast: list[ModelRunner] = [KVCache(model, "dynamic"), KVCache(model, "static"), SinglePass(model)]
     verdicts: list[Verdict] = []
     for runner in fast:
         tick(f"{runner.dtype}: verdict on {runner.name}")
         verdicts.append(verify(reference, runner, [text.case]))
     tick(f"{plain.dtype}: timing all ways in turns")
-    times = _timed([plain, *fast], text, plan)
+    cost = 2 * verdicts[0].seconds["reference"] + sum(v.seconds["candidate"] for v in verdicts)
+    times = _timed([plain, *fast], text, plan, cost)
     first = {
         "candidate": plain.name,
         "verdict": "reference",
@@ -117,9 +116,9 @@ def contrasted(expert: Model, amateur: Model | None, answers: list[Answer], plan
     }  # fmt: skip
 
 
-def faults(model: Model, text: Text, tick: Tick) -> list[dict[str, Any]]:
+def faults(model: Model, reference: Remembered, text: Text, tick: Tick) -> list[dict[str, Any]]:
     """Plant each fault in a copy of the model and judge it; a fault is caught when the verdict is "different"."""
-    reference, found = Remembered(Recompute(model)), []
+    found = []
     for names in FAULTS:
         fault = next((f for f in map(get_fault, names) if f.applies(model) is None), None)
         if fault is not None:
@@ -161,14 +160,11 @@ def record(
     }
 
 
-def _timed(runners: list[ModelRunner], text: Text, plan: Plan) -> dict[str, Timing]:
+def _timed(runners: list[ModelRunner], text: Text, plan: Plan, round_seconds: float) -> dict[str, Timing]:
     """Time all ways in turns. They have just run for their verdicts, so nothing is left to warm up."""
     arms = {runner.name: partial(_score_fully, runner, text) for runner in runners}
-    cost = sum(
-        interleave({name: arm}, repeats=1, warmups=0)[name].seconds_median for name, arm in arms.items()
-    )
     fewest, most = plan.rounds
-    rounds = min(most, max(fewest, int(plan.rounds_seconds / (1.7 * cost))))
+    rounds = min(most, max(fewest, int(plan.rounds_seconds / round_seconds)))
     return interleave(arms, repeats=rounds, warmups=0)
 
 

@@ -14,8 +14,8 @@ from twinrun.tasks.arithmetic import Problem, problem
 from twinrun.verify.case import Case
 
 SEED = 2026
-TEXT_SECONDS = 3.0
-"""Estimated time of one sequential run, to which the text is cut."""
+TEXT_SECONDS = 10.0
+"""Estimated time of one sequential run, to which the text is cut; a small model stays far below it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +30,7 @@ class Plan:
     @property
     def rounds_seconds(self) -> float:
         """Time to spend on timed rounds of one precision; a slow model gets the fewest rounds instead."""
-        return 0.0 if self.quick else 9.0
+        return 0.0 if self.quick else 8.0
 
     @property
     def rounds(self) -> tuple[int, int]:
@@ -41,7 +41,7 @@ class Plan:
         """Cut text and answers for a slow model, and the problems if only the text needs them."""
         most = 96 if self.quick else self.text_tokens
         tokens = min(most, max(24, int(TEXT_SECONDS / forward_seconds)))
-        new = min(48 if self.quick else self.new_tokens, max(12, int(6.0 / forward_seconds)))
+        new = min(48 if self.quick else self.new_tokens, max(12, int(TEXT_SECONDS / forward_seconds)))
         return replace(
             self,
             text_tokens=tokens,

@@ -9,11 +9,16 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-import click
 import typer
 
 from twinrun.errors import TwinrunError
+
+# typer brings its own copy of click in some versions and imports it in others; its public classes lead to either.
+ClickException: type[Exception] = next(
+    c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException"
+)
 
 COMMANDS = ("demo", "verify", "score", "generate", "models", "runners", "env")
 
@@ -44,13 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             args=None if argv is None else list(argv), prog_name="twinrun", standalone_mode=False
         )
         return result if isinstance(result, int) else 0
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        return 2
-    except click.ClickException as error:
-        sys.stderr.write(f"twinrun: {error.format_message()}\n")
-        return 2
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except ClickException as error:
+        return _usage_error(error)
+    except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("twinrun: interrupted\n")
         return 130
     except TwinrunError as error:
@@ -59,6 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _usage_error(error: Any) -> int:
+    """One line for a wrong option or command; the help page for a bare `twinrun`."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+    else:
+        sys.stderr.write(f"twinrun: {error.format_message()}\n")
+    return 2
 
 
 if __name__ == "__main__":

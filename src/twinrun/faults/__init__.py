@@ -1,1 +1,1 @@
-"""Planted faults, one for each kind of real bug: they break a correct runner on purpose, to judge the verifier."""
+"""Planted faults, one for each kind of real bug: they break a correct runner to judge the verifier."""

@@ -32,7 +32,7 @@ def attention_scale_off() -> Fault:
 
 
 def value_scale_off() -> Fault:
-    """Values of one head are 1 % too large (of all heads, a norm behind the attention would take it out again)."""
+    """Values of one head are 1 % too large (of all heads, a norm behind would take it out again)."""
     return Fault(
         name="value-scale-off",
         summary="the values of the first key-value head of the middle layer come out multiplied by 1.01",
@@ -83,7 +83,7 @@ def _head_counts(model: Model) -> tuple[int, int]:
 def _no_groups(model: Model) -> str | None:
     heads, kv_heads = _head_counts(model)
     if not 1 < kv_heads < heads:
-        return f"it has {heads} query heads on {kv_heads} key-value heads, where tiling and repeating are the same"
+        return f"with {heads} query and {kv_heads} key-value heads tiling and repeating are the same"
     for part in attentions(model):
         query, norm = getattr(part, "q_proj", None), getattr(part, "q_norm", None)
         width = heads * int(getattr(part, "head_dim", 0))

@@ -1,4 +1,4 @@
-"""Faults of the cache: slots that were never written, slots that must not be read, values stored too coarsely."""
+"""Faults of the cache: slots never written, slots that must not be read, values stored too coarsely."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One planted fault: what it is, where the bug was seen in public, and how to break a correct runner the same way."""
+"""One planted fault: what it is, where the bug was seen in public, and how to break a runner the same way."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Fault:
 
     @contextmanager
     def planted(self, runner: ModelRunner) -> Iterator[None]:
-        """Break `runner` inside the block; afterwards every bit and every hook is as before, also after an error.
+        """Break `runner` inside the block; every bit and hook is as before afterwards, also after an error.
 
         A fault in the model is seen by every runner that shares it: plant on a `broken_copy`.
 
@@ -81,7 +81,7 @@ def broken_copy(model: Model) -> Model:
 
 
 def candidate_for(fault: Fault, model: Model, runner: str | None = None) -> ModelRunner:
-    """Build a runner on a copy of `model` to plant `fault` in: the one that shows it best, or the one named."""
+    """Build a runner on a copy of `model` for `fault`: the one that shows it best, or the one named."""
     name = runner or fault.runners[0]
     if name not in fault.runners:
         raise ConfigError(

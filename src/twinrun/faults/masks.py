@@ -1,4 +1,4 @@
-"""Faults of masking: the future is seen, padding is seen, a real token is hidden, a window is one too wide."""
+"""Faults of masking: the future is seen, padding is seen, a real token is hidden, a window is too wide."""
 
 from __future__ import annotations
 

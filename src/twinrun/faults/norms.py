@@ -15,7 +15,7 @@ def epsilon_off() -> Fault:
     """The epsilon of every norm is ten times too large."""
     return Fault(
         name="norm-epsilon-off",
-        summary="the epsilon of every norm is hard-coded to ten times the value that the model was trained with",
+        summary="the epsilon of every norm is hard-coded to ten times the value of the training",
         thread=(
             "https://github.com/ggml-org/llama.cpp/issues/2373",
             "https://github.com/apache/tvm/pull/15856",

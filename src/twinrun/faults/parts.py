@@ -1,4 +1,4 @@
-"""Find the parts that faults break, by module name and signature, and change them so that the change undoes itself."""
+"""Find the parts that faults break, by module name and signature, and change them so that it is undone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EPS_NAMES = ("variance_epsilon", "eps")
 
 
 def attentions(model: Model) -> list[nn.Module]:
-    """The attention module of each decoder layer, the first whose class is named so; none where a layer has none."""
+    """The attention module of each decoder layer, the first whose class is named so."""
     found = []
     for layer in model.layout.layers:
         inside = (part for part in layer.modules() if "attention" in type(part).__name__.lower())
@@ -92,7 +92,7 @@ def outputs(parts: list[nn.Module], change: Callable[[Any], Any]) -> Iterator[No
 
 @contextmanager
 def calls(parts: list[nn.Module], change: Callable[[nn.Module, dict[str, Any]], None]) -> Iterator[None]:
-    """Change the arguments of modules inside the block; `change` edits them by name, however they were passed."""
+    """Change the arguments of modules inside the block; `change` edits them by name."""
     with ExitStack() as undo:
         for part in parts:
             undo.callback(

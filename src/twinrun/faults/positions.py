@@ -22,7 +22,7 @@ def position_off_by_one() -> Fault:
     """Every token decoded from the cache stands one position late."""
     return Fault(
         name="position-off-by-one",
-        summary="tokens decoded from the cache are given their position plus one; those of the prompt are right",
+        summary="tokens decoded from the cache stand at their position plus one; those of the prompt are not",
         thread=(
             "https://github.com/huggingface/transformers/issues/35350",
             "https://github.com/rajveer43/VeloxQuant-MLX/issues/389",

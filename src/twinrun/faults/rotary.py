@@ -20,7 +20,7 @@ def bfloat16_table() -> Fault:
     """Rotary angles are computed in bfloat16."""
     return Fault(
         name="rope-table-bfloat16",
-        summary="rotary angles (position times frequency) are computed in bfloat16, where positions above 256 collide",
+        summary="rotary angles are computed in bfloat16, where positions above 256 collide",
         thread=(
             "https://github.com/huggingface/transformers/pull/29285",
             "https://github.com/sgl-project/sglang-jax/issues/1472",
@@ -37,7 +37,7 @@ def frequencies_off() -> Fault:
     """Rotary frequencies are 0.2 % too high."""
     return Fault(
         name="rope-frequencies-off",
-        summary="rotary frequencies are multiplied by 1.002, as with a base or a scaling that was read wrongly",
+        summary="rotary frequencies are multiplied by 1.002, as with a base that was read wrongly",
         thread=(
             "https://github.com/unslothai/unsloth/pull/6197",
             "https://github.com/Blaizzy/mlx-vlm/pull/1710",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -28,17 +27,14 @@ def verdict_table(rows: Iterable[Mapping[str, Any]], title: str | None = None) -
     Returns:
         A table for `Console.print`.
     """
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("candidate")
-    table.add_column("verdict")
-    for name in ("error ratio max/RMS", "KL mean", "flips", "seconds", "speed-up (p10–p90)"):
-        table.add_column(name, justify="right")
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
+    table.add_column("candidate", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for name in ("error ratio\nmax / RMS", "KL mean", "flips", "seconds", "speed-up\n(p10–p90)"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        ratio = (
-            "–" if row.get("ratio_max") is None else f"{times(row['ratio_max'])} / {times(row['ratio_rms'])}"
-        )
-        speed = speed_of(row)
-        shown = [ratio, short(row.get("kl_mean")), flips(row), *_speed_cells(speed)]
+        ratio = "–" if row.get("ratio_max") is None else f"{row['ratio_max']:.2g} / {row['ratio_rms']:.2g}"
+        shown = [ratio, short(row.get("kl_mean")), flips(row), *_speed_cells(speed_of(row))]
         table.add_row(Text(str(row["candidate"])), verdict_text(str(row["verdict"])), *map(Text, shown))
     return table
 
@@ -52,7 +48,7 @@ def case_table(verdict: Mapping[str, Any]) -> Table:
     Returns:
         A table for `Console.print`.
     """
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("case")
     for name in ("positions", "error ratio", "gap one up", "KL max", "flips"):
         table.add_column(name, justify="right")

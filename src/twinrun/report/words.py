@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -92,8 +93,9 @@ def seconds(value: float | None) -> str:
 
 
 def spread(median: float, low: float, high: float) -> str:
-    """A factor with its 10th and 90th percentile: `106× (98–113)`."""
-    return f"{times(median)} ({short(low)}–{short(high)})"
+    """A factor with its 10th and 90th percentile, in as many decimals as the factor: `25.6× (25.2–34.0)`."""
+    places = max(0, 2 - math.floor(math.log10(max(median, 1.0))))
+    return f"{median:.{places}f}× ({low:.{places}f}–{high:.{places}f})"
 
 
 def flips(row: Mapping[str, Any]) -> str:

@@ -67,7 +67,7 @@ def judge(
         findings=findings,
         ratio=ratio,
         sweep=sweep,
-        seconds={"reference": evidence.seconds["reference"], "candidate": evidence.seconds["candidate"]},
+        seconds=evidence.seconds,
         paths=evidence.paths,
         cases=[_case_row(label, m, ratio) for label, m in zip(evidence.labels, rows, strict=True)],
         table=_table(evidence.labels, rows),

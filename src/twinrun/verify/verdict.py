@@ -30,7 +30,7 @@ class Verdict:
             standard error.
         flips: changes of the likeliest token, ties apart.
         blame: the first place where the sides part; None when they do not.
-        seconds: time of each side in its own precision.
+        seconds: time of each side in its own precision, of the oracle, and of the candidate one precision up.
         table: one list a column, one entry a position, for `to_pandas`.
     """
 

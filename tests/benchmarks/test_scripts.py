@@ -1,0 +1,117 @@
+"""The scripts that time something run, and write what benchmarks/README.md says. Tiny sizes, no speed is judged."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+BENCHMARKS = ROOT / "benchmarks"
+TIMED = ["single_pass.py", "streamed_kl.py"]
+ON_CUDA = "gpu_score.py"
+KEYS = {"benchmark", "schema", "about", "quick", "config", "arms", "ratios", "bars", "bars_apply", "passed"}
+ARMS = {
+    "single_pass.py": {"single pass", "bare forward", "single pass (A/A)", "kv cache, one forward a token"},
+    "streamed_kl.py": {"streamed", "whole", "streamed (A/A)"},
+}
+
+
+def start(script: str, *args: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(BENCHMARKS / script), *args]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=110, env=env, cwd=BENCHMARKS.parent
+    )
+
+
+def refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} in a record")
+
+
+def read(text: str) -> dict:
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", TIMED)
+def test_a_quick_run_writes_a_whole_record(script, tmp_path):
+    out = tmp_path / "deep" / "record.json"
+    done = start(script, "--quick", "--out", str(out))
+    assert done.returncode == 0, done.stderr[-2000:]
+    record = read(out.read_text("utf-8"))
+    assert read(done.stdout.splitlines()[-1]) == record
+    assert [path.name for path in out.parent.iterdir()] == ["record.json"]  # no temporary is left
+    assert KEYS | {"machine", "environment"} <= set(record)
+    assert record["benchmark"] == Path(script).stem
+    assert record["quick"] is True
+    assert record["bars_apply"] is False
+    assert set(record["arms"]) >= ARMS[script]
+    for arm in record["arms"].values():
+        assert 0 < arm["seconds_p10"] <= arm["seconds_median"] <= arm["seconds_p90"]
+        assert len(arm["seconds_samples"]) == arm["repeats"]
+    for found in record["ratios"].values():
+        assert 0 < found["ratio_p10"] <= found["ratio_median"] <= found["ratio_p90"]
+    assert any("A/A" in name for name in record["ratios"])
+    for bar in record["bars"]:
+        met = bar["value"] >= bar["at_least"] if "at_least" in bar else bar["value"] <= bar["at_most"]
+        assert bar["passed"] is met
+    assert record["passed"] is all(bar["passed"] for bar in record["bars"])
+    assert {"python", "cpu", "threads", "packages", "commit", "dirty"} <= set(record["environment"])
+    assert {"quiet", "cores_used_by_others_mean"} <= set(record["machine"])
+
+
+@pytest.mark.slow
+def test_speeds_of_scoring_stand_beside_verdicts(tmp_path):
+    out = tmp_path / "record.json"
+    assert start("single_pass.py", "--quick", "--new-tokens", "5", "--out", str(out)).returncode == 0
+    record = read(out.read_text("utf-8"))
+    assert record["config"]["new_tokens"] == 5
+    assert {name: v["verdict"] for name, v in record["verdicts"].items()}.keys() == {
+        "single pass",
+        "kv cache",
+    }
+    assert all(v["verdict"] in {"identical", "equivalent"} for v in record["verdicts"].values())
+    assert all(v["positions"] == 6 for v in record["verdicts"].values())
+    assert record["estimate"]["complete_run_seconds"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", [*TIMED, ON_CUDA])
+def test_help_names_every_setting(script):
+    done = start(script, "--help")
+    assert done.returncode == 0
+    assert {"--quick", "--out", "--device", "--repeats"} <= set(done.stdout.replace(",", " ").split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", TIMED)
+def test_an_unknown_shape_is_one_line_and_exit_2(script, tmp_path):
+    done = start(script, "--shape", "qwen2.5-0.5", "--out", str(tmp_path / "x.json"))
+    assert done.returncode == 2
+    assert "qwen2.5-0.5b" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "x.json").exists()
+
+
+@pytest.mark.slow
+def test_the_script_for_a_gpu_runs_on_one_and_else_says_so_in_one_line(tmp_path):
+    done = start(ON_CUDA, "--quick", "--out", str(tmp_path / "x.json"))
+    if torch.cuda.is_available():
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert read((tmp_path / "x.json").read_text("utf-8"))["parts"]
+    else:
+        assert done.returncode == 3
+        assert done.stdout == ""
+        assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("script", TIMED)
+def test_the_committed_record_is_a_full_run(script):
+    record = read((BENCHMARKS / "results" / script).with_suffix(".json").read_text("utf-8"))
+    assert set(record) >= KEYS
+    assert record["quick"] is False
+    assert record["bars_apply"] is True

@@ -1,0 +1,208 @@
+"""Every command: help, success, bad requests with exit 2 and one line, JSON as the last line of stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.tiny import tiny_folder
+from twinrun.cli.main import COMMANDS, main
+
+QUICK = ["--max-tokens", "40"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny_folder(tmp_path_factory.mktemp("models") / "tiny"))
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    code = main(list(argv))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def last_record(out: str) -> dict[str, Any]:
+    record = json.loads(out.strip().splitlines()[-1])
+    assert isinstance(record, dict)
+    return record
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    code, out, _ = run(capsys, *([command] if command else []), "--help")
+    assert code == 0
+    assert "Usage" in out
+    assert "--json" in out or not command
+
+
+def test_help_imports_no_torch() -> None:
+    code = "import sys; from twinrun.cli.main import main; main(['verify', '--help']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["env", "models", "runners"])
+def test_lists(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    code, out, err = run(capsys, command)
+    assert (code, err) == (0, "")
+    code, out, err = run(capsys, command, "--json")
+    assert code == 0
+    assert len(out.strip().splitlines()) == 1
+    assert last_record(out)
+    assert err
+
+
+def test_verify_passes(capsys: pytest.CaptureFixture[str], folder: str) -> None:
+    code, out, err = run(capsys, "verify", folder, "--probes", *QUICK, "-c", "single-pass", "--json")
+    record = last_record(out)
+    assert code == 0, err
+    assert record["verdict"] in ("identical", "equivalent")
+    wanted = {
+        "verdict",
+        "reason",
+        "reference",
+        "candidate",
+        "model",
+        "dtype",
+        "positions",
+        "ratio_max",
+        "ratio_rms",
+    }
+    wanted |= {"kl_mean", "kl_max", "kl_p99", "top1_agreement", "flips", "seconds", "env"}
+    assert wanted <= record.keys()
+    assert "equivalent" in err or "identical" in err
+
+
+def test_verify_of_another_checkpoint_fails_with_1(
+    capsys: pytest.CaptureFixture[str], folder: str, tmp_path: Path
+) -> None:
+    other = str(tiny_folder(tmp_path / "other", seed=1))
+    code, out, _ = run(capsys, "verify", folder, "--candidate-model", other, "-p", "Tom has 3 apples.")
+    assert code == 1
+    assert "different" in out
+    code, out, _ = run(
+        capsys, "verify", folder, "--candidate-model", other, "-p", "Tom", "--max-kl", "50", "--json"
+    )
+    assert code == 0
+    assert last_record(out)["verdict"] == "lossy"
+
+
+def test_verify_reads_files(capsys: pytest.CaptureFixture[str], folder: str, tmp_path: Path) -> None:
+    text = tmp_path / "a.txt"
+    text.write_text("Tom has 3 apples.\nHe buys 4 more.\n")
+    assert run(capsys, "verify", folder, "-f", str(text), *QUICK)[0] == 0
+    rows = tmp_path / "b.jsonl"
+    rows.write_text('{"question": "one two"}\n\n{"question": "three four five"}\n')
+    code, out, _ = run(capsys, "verify", folder, "-f", str(rows), "--field", "question", "--json")
+    assert code == 0
+    assert len(last_record(out)["cases"]) == 2
+
+
+def test_score_and_generate(capsys: pytest.CaptureFixture[str], folder: str) -> None:
+    code, out, _ = run(capsys, "score", folder, "-p", "Tom has 3 apples.", "--json")
+    assert code == 0
+    record = last_record(out)["texts"][0]
+    assert record["logprobs"][0] is None
+    assert record["total_logprob"] < 0
+    argv = [
+        "generate",
+        folder,
+        "-p",
+        "Tom",
+        "-p",
+        "Ann has",
+        "-n",
+        "5",
+        "--temperature",
+        "0.9",
+        "--seed",
+        "3",
+        "--json",
+    ]
+    code, out, _ = run(capsys, *argv)
+    assert code == 0
+    assert [len(t) for t in last_record(out)["tokens"]] <= [5, 5]
+    assert last_record(out) | {"seconds": 0, "steps": 0} == last_record(run(capsys, *argv)[1]) | {
+        "seconds": 0,
+        "steps": 0,
+    }
+    assert run(capsys, "generate", folder, "--chat", "-p", "Tom [bold]x[/]", "-n", "2")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["verify", "builtin:expret", "--probes"], "Did you mean 'builtin:expert'"),
+        (["verify", "FOLDER", "--probes", "-c", "singlepass"], "Did you mean 'single-pass'"),
+        (["verify", "FOLDER"], "no prompts; give --prompt TEXT"),
+        (["verify", "FOLDER", "-p", " "], "prompt 1 is empty"),
+        (["verify", "FOLDER", "-f", "no-such-file.txt"], "cannot read no-such-file.txt"),
+        (["verify", "FOLDER", "--probes", "--max-kl", "-1"], "budget kl must be at least 0"),
+        (["verify", "FOLDER", "--probes", "--dtype", "float8"], "unknown dtype 'float8'"),
+        (["score", "FOLDER", "-p", "a " * 2000], "exceeds the context"),
+        (["generate", "FOLDER", "-p", "a", "--top-p", "3"], "top_p must be in (0, 1], got 3"),
+        (["generate", "FOLDER", "-p", "a", "-n", "0"], "max_new_tokens must be at least 1"),
+        (["generate", "FOLDER", "-p", "a", "--runer", "x"], "No such option"),
+        (["veriffy"], "No such command 'veriffy'"),
+        (["score", ".", "-p", "a"], "has no config.json"),
+    ],
+)
+def test_bad_requests_end_with_2_and_one_line(
+    capsys: pytest.CaptureFixture[str], folder: str, argv: list[str], message: str
+) -> None:
+    code, out, err = run(capsys, *[folder if a == "FOLDER" else a for a in argv])
+    assert code == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+    assert out == ""
+
+
+def test_malformed_rows_are_named(capsys: pytest.CaptureFixture[str], folder: str, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "a"}\n{"text": \n')
+    assert "rows.jsonl line 2 is not valid JSON" in run(capsys, "score", folder, "-f", str(rows))[2]
+    rows.write_text('{"text": "a"}\n{"texts": "b"}\n')
+    assert "rows.jsonl line 2 has no field 'text'" in run(capsys, "score", folder, "-f", str(rows))[2]
+    rows.write_text('{"text": 5}\n')
+    assert "line 1: field 'text' is int, not text" in run(capsys, "score", folder, "-f", str(rows))[2]
+
+
+def test_something_missing_here_ends_with_3(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "score", "nobody/no-such-model-zzz", "-p", "a")
+    assert code == 3
+    assert "hub cannot be reached" in err
+
+
+def test_ctrl_c_ends_with_130(folder: str) -> None:
+    argv = [
+        sys.executable,
+        "-m",
+        "twinrun",
+        "generate",
+        folder,
+        "-p",
+        "Tom",
+        "-n",
+        "480",
+        "--runner",
+        "recompute",
+    ]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env
+    ) as process:
+        time.sleep(6)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    if process.returncode == 0:
+        pytest.fail("the run ended before the interrupt; make it longer")
+    assert process.returncode == 130
+    assert "Traceback" not in err

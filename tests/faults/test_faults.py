@@ -1,0 +1,164 @@
+"""Every planted fault is caught, the clean run beside it passes, and nothing stays behind."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from torch import Tensor
+
+import twinrun as tr
+from tests.support import zoo
+from tests.support.memo import Remembered
+from tests.support.state import fingerprint
+from twinrun.faults.fault import broken_copy, candidate_for
+from twinrun.faults.registry import FAULTS, get_fault
+
+MAX_TOKENS = 41
+DTYPES = ("float32", "bfloat16")
+FAMILIES = {
+    "position-off-by-one": ("llama", "gpt2"),
+    "scores-off-by-one": ("llama", "gptj"),
+    "cache-slot-not-written": ("llama", "gptj"),
+    "static-cache-without-mask": ("llama", "phi"),
+    "float8-cache": ("llama", "gpt2"),
+    "causal-mask-dropped": ("llama", "gemma2"),
+    "left-padding-attended": ("llama", "gpt2"),
+    "pad-id-masked": ("llama", "gptj"),
+    "window-off-by-one": ("mistral", "gemma2"),
+    "head-not-loaded": ("llama", "gpt2"),
+    "head-bias-dropped": ("phi", "gptj"),
+    "softcap-missing": ("gemma2", "gemma3"),
+    "logit-scale-off": ("llama", "gemma2"),
+    "attention-scale-off": ("llama", "gptj"),
+    "value-scale-off": ("llama", "gemma2"),
+    "gqa-heads-tiled": ("llama", "gemma2"),
+    "rope-table-bfloat16": ("llama", "phi"),
+    "rope-frequencies-off": ("llama", "phi"),
+    "norm-epsilon-off": ("llama", "gpt2"),
+}
+PLANTED = [(name, family, dtype) for name, pair in FAMILIES.items() for family in pair for dtype in DTYPES]
+CLEAN = sorted({(FAULTS[name]().runners[0], family, dtype) for name, family, dtype in PLANTED})
+
+
+@functools.cache
+def reference(family: str, dtype: str) -> Remembered:
+    return Remembered(tr.Recompute(zoo.make(family, dtype)))
+
+
+def judged(name: str, family: str, dtype: str, runner: str | None = None) -> tr.Verdict:
+    """Verdict on one planted fault."""
+    ours, fault = reference(family, dtype), get_fault(name)
+    candidate = candidate_for(fault, ours.model, runner)
+    with fault.planted(candidate):
+        return tr.verify(ours, candidate, tr.probes(ours.model, max_tokens=MAX_TOKENS))
+
+
+def test_every_fault_has_its_families() -> None:
+    assert list(FAMILIES) == list(FAULTS)
+
+
+@pytest.mark.parametrize(("name", "family", "dtype"), PLANTED)
+def test_a_planted_fault_is_caught(name: str, family: str, dtype: str) -> None:
+    verdict = judged(name, family, dtype)
+    assert verdict.verdict == "different", verdict.reason
+    assert verdict.blame
+
+
+@pytest.mark.parametrize(("runner", "family", "dtype"), CLEAN)
+def test_the_same_run_without_a_fault_passes(runner: str, family: str, dtype: str) -> None:
+    ours = reference(family, dtype)
+    candidate = zoo.runner(runner, broken_copy(ours.model))
+    verdict = tr.verify(ours, candidate, tr.probes(ours.model, max_tokens=MAX_TOKENS))
+    assert verdict.verdict in ("identical", "equivalent"), verdict.reason
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", zoo.FAMILIES)
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_caught_in_every_runner_of_every_family_that_can_have_it(name: str, family: str) -> None:
+    fault, model = get_fault(name), reference(family, "float32").model
+    if fault.applies(model) is not None:
+        with pytest.raises(tr.errors.UnsupportedModelError), fault.planted(candidate_for(fault, model)):
+            pass
+        return
+    for runner in fault.runners:
+        if (family, runner, "float32") not in zoo.KNOWN:
+            verdict = judged(name, family, "float32", runner)
+            assert verdict.verdict == "different", f"{runner}: {verdict.reason}"
+
+
+def rows_of(runner: object) -> list[Tensor]:
+    assert isinstance(runner, (tr.Recompute, tr.SinglePass, tr.KVCache))
+    scores = runner.score_batch([[5, 0, 9, 7, 8, 3], [4, 6, 11]], [2, 2])
+    return [s.logits.rows(0, s.logits.num_rows).clone() for s in scores]
+
+
+@pytest.mark.parametrize(
+    ("name", "family"), [(name, family) for name, pair in FAMILIES.items() for family in pair]
+)
+def test_planting_leaves_nothing_behind(name: str, family: str) -> None:
+    fault = get_fault(name)
+    runner = candidate_for(fault, reference(family, "bfloat16").model)
+    right, attributes, before = rows_of(runner), dict(vars(runner)), fingerprint(runner.model.core)
+    with fault.planted(runner):
+        rows_of(runner)
+    with pytest.raises(KeyError), fault.planted(runner):
+        raise KeyError
+    assert fingerprint(runner.model.core) == before
+    assert vars(runner) == attributes
+    assert all(torch.equal(a, b) for a, b in zip(right, rows_of(runner), strict=True))
+
+
+def test_a_copy_shares_no_weight_and_no_config_with_its_model() -> None:
+    model = reference("gemma2", "float32").model
+    own = broken_copy(model)
+    theirs = {p.data_ptr() for p in model.core.parameters()}
+    assert not theirs & {p.data_ptr() for p in own.core.parameters()}
+    assert own.core.config is not model.core.config
+
+
+def test_every_fault_says_where_it_was_seen() -> None:
+    for name, factory in FAULTS.items():
+        fault = factory()
+        assert fault.name == name
+        assert fault.summary
+        assert fault.where
+        assert fault.thread
+        assert all(link.startswith("https://github.com/") for link in fault.thread)
+
+
+def test_an_unknown_name_is_answered_with_near_ones() -> None:
+    with pytest.raises(tr.errors.ConfigError, match="Did you mean 'norm-epsilon-off'"):
+        get_fault("norm-epsilon-of")
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "why"),
+    [
+        ("head-bias-dropped", "llama", "no bias"),
+        ("softcap-missing", "llama", "no soft cap"),
+        ("window-off-by-one", "llama", "no sliding window"),
+        ("gqa-heads-tiled", "gptj", "tiling and repeating are the same"),
+        ("rope-table-bfloat16", "gpt2", "rotary"),
+    ],
+)
+def test_a_fault_that_cannot_exist_says_why(name: str, family: str, why: str) -> None:
+    model = reference(family, "float32").model
+    fault = get_fault(name)
+    assert why in str(fault.applies(model))
+    with (
+        pytest.raises(tr.errors.UnsupportedModelError, match=why),
+        fault.planted(candidate_for(fault, model)),
+    ):
+        pass
+
+
+def test_a_runner_that_cannot_show_a_fault_is_refused() -> None:
+    model = reference("llama", "float32").model
+    fault = get_fault("cache-slot-not-written")
+    with pytest.raises(tr.errors.ConfigError, match="kv-cache:dynamic"), fault.planted(tr.SinglePass(model)):
+        pass
+    with pytest.raises(tr.errors.ConfigError, match="choose from"):
+        candidate_for(fault, model, "single-pass")
