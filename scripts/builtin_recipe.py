@@ -55,7 +55,7 @@ class Recipe:
 
 RECIPES = {
     "expert": Recipe(
-        name="expert", layers=6, width=192, heads=6, kv_heads=3, feed_forward=512, steps=3200, decay_steps=700
+        name="expert", layers=6, width=192, heads=6, kv_heads=3, feed_forward=512, steps=1600, decay_steps=600
     ),
     "amateur": Recipe(
         name="amateur",
@@ -64,7 +64,7 @@ RECIPES = {
         heads=4,
         kv_heads=2,
         feed_forward=320,
-        steps=460,
+        steps=410,
         decay_steps=60,
     ),
 }

@@ -57,12 +57,9 @@ def open_model(
     name: str, dtype: str = "auto", device: str = "auto", *, trust_remote_code: bool = False
 ) -> Model:
     """Load a model for a command, quietly."""
-    import transformers.utils.logging as hf_logging
+    from twinrun.models.load import load, quiet_transformers
 
-    from twinrun.models.load import load
-
-    hf_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    quiet_transformers()
     return load(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
 
 

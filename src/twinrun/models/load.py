@@ -182,3 +182,11 @@ def _explain(error: Exception, name: str, *, local: bool) -> Exception:
         f"no model named {name!r}: not a built-in, not a folder, not on the hub.{hint} `twinrun "
         "models` lists the built-ins"
     )
+
+
+def quiet_transformers() -> None:
+    """Let transformers log errors only and draw no bars; for commands, whose output is their own."""
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]

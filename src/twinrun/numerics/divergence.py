@@ -119,7 +119,7 @@ def kl_of_rows(logp: Tensor, logq: Tensor) -> Tensor:
     Ids that p gives no mass (log-probability -inf) add nothing.
     """
     gap = logq.sub_(logp).nan_to_num_(nan=0.0, posinf=0.0, neginf=-torch.inf)
-    kl: Tensor = -torch.linalg.vecdot(logp.exp_(), gap)
+    kl: Tensor = 0.0 - torch.linalg.vecdot(logp.exp_(), gap)
     return kl
 
 
