@@ -37,6 +37,8 @@ def place(recipe: Recipe, folder: Path, *, measure_only: bool) -> Path:
     report = {"name": recipe.name, "licence": "Apache-2.0", "training": training, **measure(fresh)}
     (fresh / "skill.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     (fresh / "README.md").write_text(render(report))
+    for path in fresh.iterdir():
+        path.chmod(0o644)
     size = sum(path.stat().st_size for path in fresh.iterdir())
     if size > MAX_FOLDER_BYTES:
         raise SystemExit(
@@ -65,6 +67,7 @@ def write_weights(recipe: Recipe, final: Path, fresh: Path) -> dict[str, Any]:
         shutil.copyfile(shared_tokenizer() / name, fresh / name)
     state = json.loads((final / "trainer_state.json").read_text())
     seconds = next(row["train_seconds"] for row in state["log_history"] if "train_seconds" in row)
+    history = final.parent / "history.txt"
     losses = [row["loss"] for row in state["log_history"] if "loss" in row]
     return {
         "command": f"python scripts/train_builtin.py {recipe.name}",
@@ -72,6 +75,7 @@ def write_weights(recipe: Recipe, final: Path, fresh: Path) -> dict[str, Any]:
         "tokens": recipe.tokens,
         "minutes": round(seconds / 60, 1),
         "last_training_loss": round(sum(float(x) for x in losses[-10:]) / len(losses[-10:]), 4),
+        "history": history.read_text().strip() if history.exists() else "trained in one go by the command",
         "machine": "2 CPU cores, shared with other work",
         "python": platform.python_version(),
         "torch": str(torch.__version__),

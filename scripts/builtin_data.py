@@ -135,7 +135,10 @@ class Blocks(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     def drill(self, item: Problem) -> list[tuple[list[int], list[int]]]:
         """The worked lines of a problem: ids up to the equals sign, ids of the result with its line end."""
         lines = [line.split(" = ") for line in item.answer_text.splitlines()[:-1]]
-        return [(self.core.encode(f"{left} =").ids, self.core.encode(f" {result}\n").ids) for left, result in lines]
+        return [
+            (self.core.encode(f"{left} =").ids, self.core.encode(f" {result}\n").ids)
+            for left, result in lines
+        ]
 
     def turn(self, item: Problem, rng: Random) -> list[tuple[list[int], list[int]]]:
         """One problem in chat form: ids up to the answer, ids of the answer with its end."""

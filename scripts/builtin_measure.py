@@ -74,7 +74,7 @@ def text_loss(
     nats, tokens, size = 0.0, 0, 0
     first = torch.tensor([[tokenizer.convert_tokens_to_ids("<|endoftext|>")]])
     for text in python_docs("heldout"):
-        ids = tokenizer(text, return_tensors="pt")["input_ids"][:, : window - 1]
+        ids = tokenizer(text, return_tensors="pt", verbose=False)["input_ids"][:, : window - 1]
         logits = model(input_ids=torch.cat([first, ids], 1)).logits[0, :-1].float()
         nats += torch.nn.functional.cross_entropy(logits, ids[0], reduction="sum").item()
         tokens += ids.shape[1]

@@ -55,7 +55,7 @@ class Recipe:
 
 RECIPES = {
     "expert": Recipe(
-        name="expert", layers=6, width=192, heads=6, kv_heads=3, feed_forward=512, steps=1600, decay_steps=600
+        name="expert", layers=6, width=192, heads=6, kv_heads=3, feed_forward=512, steps=2000, decay_steps=700
     ),
     "amateur": Recipe(
         name="amateur",

@@ -21,17 +21,17 @@ from typing import Any
 import torch
 from builtin_data import Blocks, shared_tokenizer
 from builtin_measure import skill
+from builtin_model import new_model
 from builtin_optimizer import MuonAdamW
 from builtin_recipe import BUILD, RECIPES, Recipe
 from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerFast,
-    Qwen3Config,
     Qwen3ForCausalLM,
     Trainer,
     TrainerCallback,
+    TrainerState,
     TrainingArguments,
-    set_seed,
 )
 
 
@@ -63,36 +63,14 @@ class Trend(TrainerCallback):
         self.last = time.monotonic()
 
 
-def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """An untrained model of the recipe, float32, initialised from the recipe's seed."""
-    set_seed(recipe.seed)
-    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in ("<|end|>", "<|endoftext|>", "<|pad|>")}
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=recipe.width,
-        intermediate_size=recipe.feed_forward,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.heads,
-        num_key_value_heads=recipe.kv_heads,
-        head_dim=recipe.head_dim,
-        max_position_embeddings=2048,
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=ids["<|end|>"],
-        pad_token_id=ids["<|pad|>"],
-    )
-    model = Qwen3ForCausalLM(config)
-    model.generation_config.eos_token_id = [ids["<|end|>"], ids["<|endoftext|>"]]
-    model.generation_config.pad_token_id = ids["<|pad|>"]
-    return model
+def steps_of(checkpoint: Path) -> int:
+    """The number of steps a checkpoint folder has seen, from its name."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def newest_complete(folder: Path) -> Path | None:
     """The newest checkpoint whose last-written file is whole; unfinished ones are removed."""
-    for path in sorted(
-        folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True
-    ):
+    for path in sorted(folder.glob("checkpoint-*"), key=steps_of, reverse=True):
         try:
             json.loads((path / "trainer_state.json").read_text())
         except (OSError, ValueError):
@@ -139,7 +117,13 @@ def train(recipe: Recipe, folder: Path, tokenizer: PreTrainedTokenizerFast) -> T
         f"{recipe.name}: {'resuming ' + resume.name if resume else 'starting'}, {recipe.steps} steps",
         flush=True,
     )
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    if resume is not None and steps_of(resume) >= recipe.steps:  # the Trainer would add a step
+        trainer.model.load_state_dict(
+            Qwen3ForCausalLM.from_pretrained(resume, dtype=torch.float32).state_dict()
+        )
+        trainer.state = TrainerState.load_from_json(str(resume / "trainer_state.json"))
+    else:
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     return trainer
 
 

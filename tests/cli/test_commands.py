@@ -95,6 +95,20 @@ def test_verify_of_another_checkpoint_fails_with_1(
     assert last_record(out)["verdict"] == "lossy"
 
 
+def test_tokenizers_that_disagree_are_refused(
+    capsys: pytest.CaptureFixture[str], folder: str, tmp_path: Path
+) -> None:
+    other = tiny_folder(tmp_path / "other")
+    file = other / "tokenizer.json"
+    core = json.loads(file.read_text())
+    vocab = core["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    file.write_text(json.dumps(core))
+    code, _, err = run(capsys, "verify", folder, "--candidate-model", str(other), "-p", "Tom")
+    assert code == 2
+    assert "disagree: id" in err
+
+
 def test_verify_reads_files(capsys: pytest.CaptureFixture[str], folder: str, tmp_path: Path) -> None:
     text = tmp_path / "a.txt"
     text.write_text("Tom has 3 apples.\nHe buys 4 more.\n")

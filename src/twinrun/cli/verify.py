@@ -73,10 +73,12 @@ def register(app: typer.Typer) -> None:
         if candidate_model is not None:
             tried = open_model(candidate_model, dtype, device, trust_remote_code=trust_remote_code)
 
+        from twinrun.models.tokenizers import check_same_tokens
         from twinrun.runners.registry import build_runner
         from twinrun.verify.budget import Budget
         from twinrun.verify.verify import verify as run_verify
 
+        check_same_tokens(trusted, tried, texts)
         budget = Budget(kl=max_kl, top1=min_top1) if max_kl is not None or min_top1 is not None else None
         cases = _cases(trusted, texts, probes, max_tokens)
         sides = build_runner(reference, trusted), build_runner(candidate, tried)

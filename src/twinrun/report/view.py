@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from twinrun.report.words import BETA, RATIO_MAX, RATIO_RMS, short, speed_of, times
+from twinrun.report.words import BETA, RATIO_MAX, RATIO_RMS, short, speed_of, spread, times
 
 HEAT_FULL = 2.5
 """Nats at which a token's shade is full."""
@@ -47,15 +47,17 @@ def speed_meter(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> di
     top = max((float(s["speed_up_p90"]) for r in rows if (s := speed_of(r)) is not None), default=1.0)
     scale = math.log10(max(top, 2.0)) * 1.04
 
-    def at(factor: float) -> float:
-        return round(100 * min(max(math.log10(max(factor, 1e-9)) / scale, 0.0), 1.0), 2)
+    factor, around = spread(*(speed[f"speed_up_{key}"] for key in ("median", "p10", "p90"))).split(" ")
+
+    def at(value: float) -> float:
+        return round(100 * min(max(math.log10(max(value, 1e-9)) / scale, 0.0), 1.0), 2)
 
     return {
         "width": at(speed["speed_up_median"]),
         "low": at(speed["speed_up_p10"]),
         "high": at(speed["speed_up_p90"]),
-        "text": times(speed["speed_up_median"]),
-        "spread": f"{short(speed['speed_up_p10'])}–{short(speed['speed_up_p90'])}",
+        "text": factor,
+        "spread": around.strip("()"),
     }
 
 
@@ -127,7 +129,7 @@ def witnesses(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
             "numbers": f"{times(ratio)} worst, {times(verdict.get('ratio_rms'))} mean square",
             "rule": f"at most {RATIO_MAX:g}× and {RATIO_RMS:g}×",
             "convicts": over,
-            "text": "convicts" if over else ("not heard" if ratio is None else "sees nothing"),
+            "text": "convicts" if over else ("not heard" if ratio is None else "lets it pass"),
         }
     ]
     heard = sweep["gap"] is not None
@@ -139,7 +141,7 @@ def witnesses(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
             "numbers": f"{short(sweep['gap'])} nats in {sweep['high']}" if heard else str(sweep["why_not"]),
             "rule": f"rounding explains {short(sweep['allowed'])} nats" if heard else "",
             "convicts": convicts,
-            "text": beyond or ("sees nothing" if heard else "not heard"),
+            "text": beyond or ("lets it pass" if heard else "not heard"),
         }
     )
     return said

@@ -81,8 +81,10 @@ def short(value: float | None) -> str:
 
 
 def times(value: float | None) -> str:
-    """A factor: `1.15×`; a dash for the unknown."""
-    return "–" if value is None else f"{short(value)}×"
+    """A factor: `1.15×`, `11,000×`; a dash for the unknown."""
+    if value is None:
+        return "–"
+    return f"{float(f'{value:.2g}'):,.0f}×" if 1000 <= value < 1e7 else f"{short(value)}×"
 
 
 def seconds(value: float | None) -> str:

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
-LIMIT = 199  # the largest value of a worked line; with the ranges below it decides what the built-ins can learn
+LIMIT = (
+    199  # the largest value of a worked line; with the ranges below it decides what the built-ins can learn
+)
 
 SHE = ("Ana", "Clara", "Dina", "Emma", "Gita", "Hana", "Ines", "Julia", "Kira", "Lena", "Mia", "Nora")
 HE = ("Ben", "Carl", "David", "Erik", "Felix", "Hugo", "Ivan", "Jonas", "Karl", "Leo", "Omar", "Paul")

@@ -1,0 +1,110 @@
+"""What a verdict costs: time of each side with its pass one precision up, over its own pass alone.
+
+Bar: each side needs at most three forwards' time in all. "streamed" is the same with no room for a raised copy of the
+weights: layers are cast up one at a time, and put back, for every forward.
+
+  python benchmarks/verify_cost.py                       a minute or two
+  python benchmarks/verify_cost.py --quick --out x.json  a smoke test, seconds
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import torch
+import transformers
+from _record import at_most, ratios_json, run, say, timings_json
+from _shapes import random_ids
+
+import twinrun as tr
+from twinrun.bench.timing import Timing, ratio
+from twinrun.models import model as model_module
+
+ABOUT = "time of both passes of a side over its own pass alone, with a raised copy and without"
+BAR = 3.0
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Settings of one measurement."""
+
+    layers: int = field(default=8, metadata={"help": "decoder layers"})
+    width: int = field(default=512, metadata={"help": "hidden size"})
+    vocab: int = field(default=8192, metadata={"help": "vocabulary"})
+    tokens: int = field(default=160, metadata={"help": "length of the text"})
+    steps: int = field(default=16, metadata={"help": "tokens scored one by one"})
+    repeats: int = field(default=7, metadata={"help": "verdicts of each kind"})
+
+    @classmethod
+    def quick(cls) -> Config:
+        """Sizes for a smoke test."""
+        return cls(layers=2, width=64, vocab=512, tokens=24, steps=4, repeats=2)
+
+
+def build(config: Config, dtype: torch.dtype) -> tr.Model:
+    """Return a Qwen3 with random weights."""
+    torch.manual_seed(0)
+    shape = transformers.Qwen3Config(
+        vocab_size=config.vocab,
+        hidden_size=config.width,
+        intermediate_size=3 * config.width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=config.width // 8,
+    )
+    make: Any = transformers.AutoModelForCausalLM.from_config
+    return tr.load(make(shape, dtype=dtype).eval())
+
+
+def measure(config: Config) -> dict[str, Any]:
+    """Take verdicts in turns and collect the seconds of their four passes."""
+    models = {str(dtype).removeprefix("torch."): build(config, dtype) for dtype in DTYPES}
+    ids = tuple(random_ids(config.tokens, config.vocab, 1))
+    case = tr.Case(label="text", rows=(ids,), starts=(config.tokens - config.steps,))
+    seconds: dict[str, list[tuple[float, float]]] = {}
+    verdicts = {}
+    for number in range(config.repeats + 1):
+        say(f"round {number} of {config.repeats}")
+        for dtype, model in models.items():
+            for way, free in (("raised copy", None), ("streamed", 0)):
+                found = judged(model, case, free)
+                verdicts[f"{dtype}, {way}"] = found.to_json()
+                if number:  # round 0 warms up
+                    for side, up in (("reference", "oracle"), ("candidate", "candidate_up")):
+                        key = f"{dtype}, {way}, {side}"
+                        once = found.seconds[side]
+                        seconds.setdefault(key, []).append((once, once + found.seconds[up]))
+    arms = {f"{key}, own pass": Timing.of([a for a, _ in found]) for key, found in seconds.items()}
+    both = {f"{key}, both passes": Timing.of([b for _, b in found]) for key, found in seconds.items()}
+    ratios = {key: ratio(both[f"{key}, both passes"], arms[f"{key}, own pass"]) for key in seconds}
+    bars = [at_most(key, found.median, BAR) for key, found in ratios.items()]
+    return {
+        "arms": timings_json({**arms, **both}),
+        "ratios": ratios_json(ratios),
+        "verdicts": verdicts,
+        "bars": bars,
+    }
+
+
+def judged(model: tr.Model, case: tr.Case, free: int | None) -> tr.Verdict:
+    """Take one verdict of a cached candidate; with `free=0` no raised copy is made."""
+    sides = tr.Recompute(model), tr.KVCache(model)
+    if free is None:
+        return tr.verify(*sides, [case])
+    with mock.patch.object(model_module, "free_bytes", return_value=free):
+        return tr.verify(*sides, [case])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the script."""
+    return run("verify_cost", ABOUT, Config, measure, __doc__, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
