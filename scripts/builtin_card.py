@@ -13,7 +13,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from builtin_recipe import BUILD, MAX_FOLDER_BYTES, MODELS, Recipe
+from builtin_recipe import BUILD, MAX_FOLDER_BYTES, MODELS, RECIPES, Recipe
 
 HELD_OUT_PROBLEMS = 1000
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -67,10 +67,11 @@ def write_weights(recipe: Recipe, final: Path, fresh: Path) -> dict[str, Any]:
         shutil.copyfile(shared_tokenizer() / name, fresh / name)
     state = json.loads((final / "trainer_state.json").read_text())
     seconds = next(row["train_seconds"] for row in state["log_history"] if "train_seconds" in row)
+    other_length = "" if recipe.steps == RECIPES[recipe.name].steps else f" --steps {recipe.steps}"
     history = final.parent / "history.txt"
     losses = [row["loss"] for row in state["log_history"] if "loss" in row]
     return {
-        "command": f"python scripts/train_builtin.py {recipe.name}",
+        "command": f"python scripts/train_builtin.py {recipe.name}{other_length}",
         "recipe": asdict(recipe),
         "tokens": recipe.tokens,
         "minutes": round(seconds / 60, 1),

@@ -165,7 +165,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         tokenizer = AutoTokenizer.from_pretrained(shared_tokenizer(renew=args.new_tokenizer))
         trainer = train(recipe, folder, tokenizer)
         trainer.save_model(str(folder / "final"))
-        shutil.copy2(folder / "final" / "config.json", folder / "config.json")
         trainer.state.save_to_json(str(folder / "final" / "trainer_state.json"))
     if args.no_place:
         return 0

@@ -181,7 +181,7 @@ def test_what_cannot_be_verified_is_said(shared_llama: tr.Model) -> None:
     bare = Engine(shared_llama)
     del bare.dtype
     no_up = type("NoUp", (), {"score": bare.score, "model": shared_llama})()
-    with pytest.raises(ConfigError, match="cannot serve as the oracle: it has no raised"):
+    with pytest.raises(ConfigError, match="cannot serve as the oracle: NoUp has no raised"):
         tr.verify(no_up, tr.SinglePass(shared_llama), [ROW])
     heard = tr.verify(tr.Recompute(shared_llama), no_up, [ROW])
     assert heard.verdict == "equivalent"
@@ -216,3 +216,17 @@ def test_public_names_stay_functions_when_their_rooms_are_imported() -> None:
     for name in ("verify", "contrast"):
         importlib.import_module(f"twinrun.{name}")
         assert callable(getattr(tr, name))
+
+
+def test_infinite_gaps_are_null_in_json_and_convict(shared_llama: tr.Model) -> None:
+    found = verdict(shared_llama, lambda x: x.index_fill(1, torch.tensor([7]), -torch.inf))
+    assert found.verdict == "different"
+    record = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert record["kl_max"] is None
+    assert record["ratio_max"] is None
+
+
+def test_nan_that_appears_only_one_precision_up_convicts(shared_llama: tr.Model) -> None:
+    found = verdict(shared_llama, lambda x: x if x.dtype == torch.float32 else x * torch.nan)
+    assert found.verdict == "different"
+    assert "does not shrink the difference" in found.reason

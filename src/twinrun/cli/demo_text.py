@@ -24,7 +24,7 @@ class Plan:
 
     problems: int = 6
     quick: bool = False
-    text_tokens: int = 224
+    text_tokens: int = 200
     new_tokens: int = 110
 
     @property

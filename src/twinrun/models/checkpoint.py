@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from twinrun.errors import CheckpointError, NonFiniteError, OutOfMemoryError
-from twinrun.models.model import free_bytes
+from twinrun.models.memory import free_bytes
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 

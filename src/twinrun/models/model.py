@@ -8,13 +8,13 @@ from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 
 from twinrun.errors import ConfigError
 from twinrun.models.layout import Layout, find_layout
-from twinrun.models.raised import raised, raised_bytes, raised_part, refuse_packed
+from twinrun.models.memory import free_bytes, raised_bytes
+from twinrun.models.raised import raised, raised_part, refuse_packed
 from twinrun.models.tail import text_config
 from twinrun.numerics.precision import dtype_name, one_up
 
@@ -224,10 +224,3 @@ class Model:
         )
         with torch.inference_mode(), part:
             return layout.tail(layout.head(hidden))
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that a new tensor on `device` can have, in bytes."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)

@@ -105,9 +105,8 @@ def raised(
     with ExitStack() as undo:
         undo.enter_context(_eager_experts(module, dtype))
         for part in outside:
-            if (
-                type(part) is nn.Embedding
-            ):  # looked-up rows are cast, not the table: the same numbers, far less work
+            # NOTE: looked-up rows are cast, not the table: the same numbers for far less work.
+            if type(part) is nn.Embedding:
                 undo.callback(part.register_forward_hook(lambda _m, _a, out: out.to(dtype)).remove)
         for part, unit in units:
             if resident:
@@ -134,11 +133,6 @@ def raised_part(part: nn.Module, dtype: torch.dtype) -> Iterator[None]:
         unit.down()
 
 
-def raised_bytes(module: nn.Module, dtype: torch.dtype) -> int:
-    """Bytes of a whole raised copy of the floating-point parameters."""
-    return sum(p.numel() for p in module.parameters() if p.is_floating_point()) * dtype.itemsize
-
-
 def refuse_packed(module: nn.Module) -> None:
     """Raise when a module keeps weights in a form that cannot be cast up (packed int8, int4, float8).
 
@@ -148,9 +142,8 @@ def refuse_packed(module: nn.Module) -> None:
     for name, part in module.named_modules():
         own = [*part._parameters.values(), *part._buffers.values()]
         kinds = {t.dtype for t in own if t is not None}
-        if any(d.itemsize == 1 and d not in (torch.bool, torch.uint8) for d in kinds) or hasattr(
-            part, "_packed_params"
-        ):
+        is_small = any(d.itemsize == 1 and d not in (torch.bool, torch.uint8) for d in kinds)
+        if is_small or hasattr(part, "_packed_params"):
             raise UnsupportedModelError(
                 f"{name or type(module).__name__} ({type(part).__name__}) holds quantised weights; "
                 "they have no higher precision to be run in"
@@ -165,14 +158,9 @@ def _owns_floats(part: nn.Module) -> bool:
 @contextmanager
 def _eager_experts(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Switch mixture-of-experts layers to transformers' eager loop: grouped products have no float64 on a CPU."""
-    configs = {
-        id(c): c for c in (getattr(part, "config", None) for part in module.modules()) if c is not None
-    }
-    before = [
-        (c, c._experts_implementation)
-        for c in configs.values()
-        if getattr(c, "_experts_implementation", None)
-    ]
+    configs = {id(c): c for c in (getattr(part, "config", None) for part in module.modules())}
+    chosen = ((c, getattr(c, "_experts_implementation", None)) for c in configs.values())
+    before: list[tuple[Any, Any]] = [(config, value) for config, value in chosen if value]
     try:
         for config, _ in before:
             if dtype == torch.float64:

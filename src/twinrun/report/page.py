@@ -23,10 +23,6 @@ def render(record: Mapping[str, Any], figures: Mapping[str, bytes] | None = None
 
     Returns:
         A whole HTML document. A content security policy in it forbids every request and every script but its own.
-
-    Example:
-        >>> "<h1" in render(minimal_record())  # doctest: +SKIP
-        True
     """
     env = _environment()
     script = _source("script.js")

@@ -56,6 +56,7 @@ def speed_ups(rows: Sequence[Mapping[str, Any]]) -> bytes:
     axes.set_xscale("log")
     if timed:
         axes.set_xlim(0.5, 6 * max(speed["speed_up_p90"] for _, speed in timed))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
     axes.axvline(1, color=MUTED, linewidth=1)
     _name_rows(axes, [f"{row['candidate']}\n{row['dtype']}, {row['verdict']}" for row, _ in timed])
     return _png(figure)
@@ -79,6 +80,7 @@ def kl_histogram(values: Sequence[float], beta: float = BETA) -> bytes:
         f"{share:.0%} of {len(values)} tokens lie above {beta:g} nats", loc="left", fontsize=9, color=INK
     )
     axes.set_xscale("log")
+    axes.set_yscale("symlog", linthresh=1)
     axes.set_ylabel("tokens")
     return _png(figure)
 

@@ -27,7 +27,9 @@ def verdict_table(rows: Iterable[Mapping[str, Any]], title: str | None = None) -
     Returns:
         A table for `Console.print`.
     """
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
+    table = Table(
+        title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim"
+    )
     table.add_column("candidate", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for name in ("error ratio\nmax / RMS", "KL mean", "flips", "seconds", "speed-up\n(p10–p90)"):

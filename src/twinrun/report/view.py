@@ -62,7 +62,7 @@ def speed_meter(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> di
 
 
 def histogram(values: Sequence[float], beta: float = BETA) -> dict[str, Any]:
-    """Bars of per-token KL on logarithmic bins; heights in percent of the largest bin."""
+    """Bars of per-token KL on logarithmic bins; heights follow the square root of the count."""
     from twinrun.report.plots import log_bins
 
     counts, edges = log_bins(values)
@@ -70,7 +70,7 @@ def histogram(values: Sequence[float], beta: float = BETA) -> dict[str, Any]:
     first, last = math.log10(edges[0]), math.log10(edges[-1])
     bars = [
         {
-            "height": round(100 * count / top, 2),
+            "height": round(100 * math.sqrt(count / top), 2),
             "count": count,
             "above": low >= beta * 0.999,
             "title": f"{short(low)} to {short(high)} nats: {count} tokens",
@@ -108,6 +108,7 @@ def strip(trace: Mapping[str, Any]) -> dict[str, Any] | None:
     odd = [gap > allowed for gap in gaps]
     return {
         "columns": [{"height": height(g), "odd": o} for g, o in zip(gaps, odd, strict=True)],
+        "fine": len(gaps) > 90,
         "line_at": height(allowed),
         "allowed": short(allowed),
         "first": trace["positions"][0],
@@ -194,7 +195,7 @@ def tiles(record: Mapping[str, Any]) -> list[dict[str, str]]:
     if "texts" in contrast:
         count, right = len(contrast["texts"]), contrast["right"]
         number = f"{right['expert']} : {right['amateur']}"
-        found.append({"number": number, "text": f"expert and amateur, right answers of {count}", "state": ""})
+        found.append({"number": number, "text": f"expert : amateur, right answers of {count}", "state": ""})
     found.append(
         {
             "number": f"{caught}/{len(record['faults'])}",

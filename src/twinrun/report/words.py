@@ -95,8 +95,8 @@ def seconds(value: float | None) -> str:
 
 
 def spread(median: float, low: float, high: float) -> str:
-    """A factor with its 10th and 90th percentile, in as many decimals as the factor: `25.6× (25.2–34.0)`."""
-    places = max(0, 2 - math.floor(math.log10(max(median, 1.0))))
+    """A factor with its 10th and 90th percentile, in as many decimals as the factor: `3.1× (2.9–3.4)`."""
+    places = max(0, 1 - math.floor(math.log10(max(median, 1.0))))
     return f"{median:.{places}f}× ({low:.{places}f}–{high:.{places}f})"
 
 

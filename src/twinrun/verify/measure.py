@@ -25,7 +25,8 @@ class Measured:
     err_cand_max: Tensor
     err_cand_ss: Tensor
     gap_up_max: Tensor
-    """Candidate against reference, both one precision up; NaN where the candidate could not be raised."""
+    """Candidate against reference, both one precision up; NaN where the candidate could not be raised,
+    infinite where it gives NaN there."""
     kl: Tensor
     top1_ref: Tensor
     top1_cand: Tensor
@@ -40,8 +41,6 @@ class Measured:
     cand_finite: Tensor
     router_tie: Tensor
     """A router chose other experts than the oracle's somewhere up to here, on a gap inside its noise."""
-    router_flip: Tensor
-    """The same with a gap beyond the noise."""
     vocab: int
 
     @classmethod
@@ -58,7 +57,7 @@ class Measured:
 
 
 def measure(
-    ref: Scores, cand: Scores, oracle: Scores, cand_up: Scores | None, routed: tuple[Tensor, Tensor]
+    ref: Scores, cand: Scores, oracle: Scores, cand_up: Scores | None, router_tie: Tensor
 ) -> Measured:
     """Measure one aligned row.
 
@@ -67,7 +66,7 @@ def measure(
         cand: candidate in the deployed precision.
         oracle: reference one precision up.
         cand_up: candidate one precision up, or None.
-        routed: (tie, flip) flags a position from the routers.
+        router_tie: `[rows]` flags from `twinrun.verify.routing`.
 
     Cost: four blocks of logits at a time, in the oracle's precision.
     """
@@ -85,7 +84,7 @@ def measure(
                 *rows,
                 ref.next_ids[start:stop],
                 ref.positions[start:stop],
-                tuple(r[start:stop] for r in routed),
+                router_tie[start:stop],
             )
         )
     return Measured.cat(blocks)
@@ -98,7 +97,7 @@ def _block(
     up: Tensor | None,
     next_ids: Tensor,
     position: Tensor,
-    routed: tuple[Tensor, ...],
+    router_tie: Tensor,
 ) -> Measured:
     same_bits = _rows_equal(ref, cand)
     logp_oracle = _log_softmax(oracle, oracle.dtype)
@@ -111,6 +110,7 @@ def _block(
         gap_up = torch.full_like(dp, torch.nan)
     else:
         gap_up = _gap(_log_softmax(up.to(ref.device), oracle.dtype), logp_oracle).abs().amax(-1)
+        gap_up = gap_up.nan_to_num(nan=torch.inf, posinf=torch.inf)
     top1_ref, top1_cand = logp_ref.argmax(-1), logp_cand.argmax(-1)
     columns = {
         "err_ref_max": err_ref.abs().amax(-1),
@@ -129,9 +129,7 @@ def _block(
         "cand_finite": ~torch.isnan(cand).any(-1),
     }
     wide = {k: v.cpu().double() if v.is_floating_point() else v.cpu() for k, v in columns.items()}
-    return Measured(
-        position=position, **wide, router_tie=routed[0], router_flip=routed[1], vocab=ref.shape[-1]
-    )
+    return Measured(position=position, **wide, router_tie=router_tie, vocab=ref.shape[-1])
 
 
 def _log_softmax(logits: Tensor, dtype: torch.dtype) -> Tensor:

@@ -17,24 +17,27 @@ NOISE_MEDIANS = 16.0
 about 4 medians; a choice depends on two of them on each side."""
 
 
-def router_flags(sides: tuple[Scores, ...], oracle: Scores) -> tuple[Tensor, Tensor]:
-    """Return (tie, flip) `[rows]`: a router of some side chose otherwise than the oracle's, inside / beyond noise.
+def router_ties(ref: Scores, cand: Scores, oracle: Scores) -> Tensor:
+    """Return `[rows]` flags: up to here some router of either side chose otherwise than the oracle's, by a tie.
 
-    A choice that differs behind an earlier tie (a lower layer, the same or an earlier token) follows from
-    it and is not held against the side.
+    A choice is a tie if the oracle's gap is inside the noise of the *reference's* router logits, so that a
+    candidate cannot excuse itself by being noisy. A different choice behind a tie (a higher layer, the same
+    or a later token) follows from it. A row with any other difference is not excused.
     """
-    rows = oracle.logits.num_rows
-    tie, flip = torch.zeros(rows, dtype=torch.bool), torch.zeros(rows, dtype=torch.bool)
-    for side in sides:
-        if side.routes is not None and oracle.routes is not None:
-            for i in range(rows):
-                row_tie, row_flip = _one_row(side.routes, oracle.routes, i)
-                tie[i] |= row_tie
-                flip[i] |= row_flip
-    return tie, flip
+    tie = torch.zeros(oracle.logits.num_rows, dtype=torch.bool)
+    if ref.routes is None or oracle.routes is None:
+        return tie
+    for i in range(len(tie)):
+        truth = oracle.routes.logits[i]
+        noise = NOISE_MEDIANS * float((ref.routes.logits[i] - truth).abs().median())
+        sides = [side.routes for side in (ref, cand) if side.routes is not None]
+        found = [_one_row(side, oracle.routes, i, noise) for side in sides]
+        tie[i] = any(is_tie for is_tie, _ in found) and not any(is_flip for _, is_flip in found)
+    return tie
 
 
-def _one_row(side: Routes, oracle: Routes, i: int) -> tuple[bool, bool]:
+def _one_row(side: Routes, oracle: Routes, i: int, noise: float) -> tuple[bool, bool]:
+    """Whether this side's choices for row i differ from the oracle's by a tie, and whether otherwise."""
     ours, theirs = side.experts[i].sort(-1).values, oracle.experts[i].sort(-1).values
     if ours.shape != theirs.shape:
         return False, True
@@ -43,9 +46,7 @@ def _one_row(side: Routes, oracle: Routes, i: int) -> tuple[bool, bool]:
         return False, False
     k, logits = theirs.shape[-1], oracle.logits[i]
     top = logits.topk(min(k + 1, logits.shape[-1]), dim=-1).values
-    gap = top[..., k - 1] - top[..., -1]
-    noise = NOISE_MEDIANS * (side.logits[i] - logits).abs().median()
-    tie = differs & (gap <= noise)
+    tie = differs & (top[..., k - 1] - top[..., -1] <= noise)
     above = torch.cat([torch.zeros_like(tie[:1]), tie.int().cummax(0).values[:-1].bool()])
     follows = above.int().cummax(1).values.bool()
     return bool(tie.any()), bool((differs & ~tie & ~follows).any())

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from twinrun.records.env import environment
 from twinrun.verify.flips import Flips
+from twinrun.verify.summary import finite_or_none
 from twinrun.verify.witness import Ratio, Sweep
 
 Word = Literal["identical", "equivalent", "lossy", "different"]
@@ -73,8 +74,8 @@ class Verdict:
         return f"{self.verdict}: {self.reason}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the record without the per-position table, as plain JSON types."""
-        record = asdict(self)
+        """Return the record without the per-position table, as plain JSON types; Inf and NaN become None."""
+        record: dict[str, Any] = finite_or_none(asdict(self))
         del record["table"]
         return record
 

@@ -5,40 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from twinrun.errors import ConfigError
 from twinrun.numerics.precision import one_up, parse_dtype
 from twinrun.records.scores import Scores
-from twinrun.verify.align import misalignment
 from twinrun.verify.budget import Budget
 from twinrun.verify.case import Case, as_cases
+from twinrun.verify.evidence import Evidence
 from twinrun.verify.judge import judge
-from twinrun.verify.measure import Measured, measure
-from twinrun.verify.routing import router_flags
 from twinrun.verify.verdict import Verdict
 
 Progress = Callable[[int, int, str], None]
 """Called with (passes done, passes in all, what is being run)."""
-
-
-@dataclass(slots=True)
-class Evidence:
-    """What the passes over all cases left behind."""
-
-    rows: list[Measured] = field(default_factory=list)
-    labels: list[str] = field(default_factory=list)
-    findings: list[str] = field(default_factory=list)
-    """Misalignments and moved rows, in words; any convicts."""
-    seconds: dict[str, float] = field(
-        default_factory=lambda: {"reference": 0.0, "candidate": 0.0, "oracle": 0.0, "candidate_up": 0.0}
-    )
-    why_no_sweep: str | None = None
-    paths: dict[str, str] = field(default_factory=dict)
 
 
 def verify(
@@ -90,7 +71,7 @@ def verify(
     allowed = Budget.of(budget)
     cases = as_cases(prompts, reference, candidate)
     low = parse_dtype(_dtype_of(reference))
-    reason = reference.can_raise() if hasattr(reference, "raised") else "it has no raised()"
+    reason = _why_not_raised(reference)
     if reason is not None:
         raise ConfigError(
             f"the reference cannot serve as the oracle: {reason}; put a plain runner on ordinary "
@@ -98,7 +79,7 @@ def verify(
         )
     evidence = Evidence(why_no_sweep=_why_no_sweep(reference, candidate, sweep))
     passes = 3 if evidence.why_no_sweep else 4
-    seen: dict[str, list[Scores]] = {}
+    evidence.awaited = {case.same_before[0] for case in cases if case.same_before}
     for number, case in enumerate(cases):
         tick = _ticker(on_progress, number * passes, len(cases) * passes, case.label)
         tick(0, "reference")
@@ -112,7 +93,7 @@ def verify(
         if evidence.why_no_sweep is None:
             tick(3, "candidate, one precision up")
             up = _raised_scores(evidence, candidate, case)
-        _compare(evidence, case, ref, cand, oracle, up, seen)
+        evidence.add(case, ref, cand, oracle, up)
     if on_progress is not None:
         on_progress(len(cases) * passes, len(cases) * passes, "done")
     return judge(evidence, reference, candidate, allowed, low, one_up(low))
@@ -125,11 +106,16 @@ def _dtype_of(side: Any) -> Any:
 def _why_no_sweep(reference: Any, candidate: Any, wanted: bool) -> str | None:
     if not wanted:
         return "it was switched off"
-    if not hasattr(candidate, "raised"):
-        return f"{type(candidate).__name__} has no raised()"
     if str(_dtype_of(reference)) != str(_dtype_of(candidate)):
         return f"the sides run in different precisions ({_dtype_of(reference)} and {_dtype_of(candidate)})"
-    reason: str | None = candidate.can_raise() if hasattr(candidate, "can_raise") else None
+    return _why_not_raised(candidate)
+
+
+def _why_not_raised(side: Any) -> str | None:
+    """None if a side can run one precision up, else the reason. `can_raise` is optional, `raised` is not."""
+    if not hasattr(side, "raised"):
+        return f"{type(side).__name__} has no raised()"
+    reason: str | None = side.can_raise() if hasattr(side, "can_raise") else None
     return reason
 
 
@@ -168,55 +154,3 @@ def _raised_scores(evidence: Evidence, candidate: Any, case: Case) -> list[Score
     except (RuntimeError, TypeError, NotImplementedError) as error:
         evidence.why_no_sweep = f"the candidate failed one precision up: {' '.join(str(error).split())[:160]}"
         return None
-
-
-def _compare(
-    evidence: Evidence,
-    case: Case,
-    ref: list[Scores],
-    cand: list[Scores],
-    oracle: list[Scores],
-    up: list[Scores] | None,
-    seen: dict[str, list[Scores]],
-) -> None:
-    """Align and measure every row of one case."""
-    with torch.inference_mode():
-        for i, (r, c, o) in enumerate(zip(ref, cand, oracle, strict=True)):
-            label = case.label if len(case.rows) == 1 else f"{case.label}, row {i}"
-            problem = misalignment(r, c)
-            if problem is None and up is not None:
-                problem = misalignment(r, up[i])
-            if problem is not None:
-                evidence.findings.append(f"{label}: {problem}")
-                continue
-            measured = measure(r, c, o, None if up is None else up[i], router_flags((r, c), o))
-            evidence.rows.append(measured)
-            evidence.labels.append(label)
-            _moved(evidence, case, label, c, measured, seen)
-    seen[case.label] = cand
-
-
-def _moved(
-    evidence: Evidence,
-    case: Case,
-    label: str,
-    cand: Scores,
-    measured: Measured,
-    seen: dict[str, list[Scores]],
-) -> None:
-    """Check that rows before a changed token did not move by more than the reference's own rounding."""
-    if case.same_before is None or case.same_before[0] not in seen:
-        return
-    name, position = case.same_before
-    keep = int((cand.positions < position).sum())
-    before = torch.log_softmax(seen[name][0].logits.rows(0, keep).double(), dim=-1)
-    after = torch.log_softmax(cand.logits.rows(0, keep).double(), dim=-1)
-    moved = (before - after).abs().amax(-1)
-    noise = 2 * float(measured.err_ref_max.max())
-    if bool((moved > noise).any()):
-        at = int(cand.positions[int((moved > noise).nonzero()[0])])
-        evidence.findings.append(
-            f"{label}: changing the token at position {position} moved position {at} by "
-            f"{float(moved.max()):.3g} nats "
-            f"(rounding explains {noise:.3g}); the candidate sees the future"
-        )

@@ -1,0 +1,82 @@
+"""A headless Chromium. Where it is missing the tests are skipped, loudly."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.demo_record import demo_record
+from twinrun.report import page as demo_page
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+ARGUMENTS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+SHOTS = Path("twinrun-out") / "browser-failures"
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """One browser for all tests."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        pytest.skip("BROWSER TESTS DID NOT RUN: playwright is missing (pip install playwright)")
+    if CHROMIUM is None:
+        pytest.skip("BROWSER TESTS DID NOT RUN: chromium is missing (apt-get install chromium)")
+    with sync_playwright() as driver:
+        found = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="session")
+def file(tmp_path_factory) -> Path:
+    """The demo's page on disk, from a record with hostile text in every place that takes text."""
+    place = tmp_path_factory.mktemp("page") / "index.html"
+    place.write_text(demo_page.render(demo_record()), "utf-8")
+    return place
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Keep the outcome where the fixture can see it."""
+    report = (yield).get_result()
+    if report.when == "call":
+        item.failed = report.failed
+
+
+@pytest.fixture
+def visit(browser, file, request) -> Iterator:
+    """Open the page with a viewport and a colour scheme; anything on the console or the network fails the test."""
+    contexts, complaints = [], []
+
+    def open_page(width=1280, height=900, scheme="light", url=None):
+        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        contexts.append(context)
+        found = context.new_page()
+        found.on("console", lambda message: complaints.append(f"console: {message.text}"))
+        found.on("pageerror", lambda error: complaints.append(f"error: {error}"))
+        target = url or file.as_uri()
+        allowed = (target.rsplit("/", 1)[0], "data:")
+        found.on(
+            "request", lambda r: None if r.url.startswith(allowed) else complaints.append(f"request: {r.url}")
+        )
+        found.goto(target)
+        found.wait_for_selector("html[data-ready=yes]", timeout=10_000)
+        return found
+
+    yield open_page
+    if getattr(request.node, "failed", False) or complaints:
+        SHOTS.mkdir(parents=True, exist_ok=True)
+        for number, context in enumerate(contexts):
+            name = re.sub(r"\W+", "-", request.node.name)
+            context.pages[0].screenshot(path=str(SHOTS / f"{name}-{number}.png"), full_page=True)
+    for context in contexts:
+        context.close()
+    assert complaints == []
