@@ -43,6 +43,12 @@ def file(tmp_path_factory) -> Path:
     return place
 
 
+@pytest.fixture
+def watching():
+    """The watcher alone, for the control that proves it sees."""
+    return watch
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     """Keep the outcome where the fixture can see it."""
@@ -51,22 +57,27 @@ def pytest_runtest_makereport(item, call):
         item.failed = report.failed
 
 
+def watch(page, complaints, home):
+    """Note everything on the console, every error, and every request that leaves `home`."""
+    page.on("console", lambda message: complaints.append(f"console: {message.text}"))
+    page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
+    page.on(
+        "request",
+        lambda r: None if r.url.startswith((home, "data:")) else complaints.append(f"request: {r.url}"),
+    )
+
+
 @pytest.fixture
 def visit(browser, file, request) -> Iterator:
-    """Open the page with a viewport and a colour scheme; anything on the console or the network fails the test."""
+    """Open the page with a viewport and a colour scheme; a word on the console or network fails the test."""
     contexts, complaints = [], []
 
     def open_page(width=1280, height=900, scheme="light", url=None):
         context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
         contexts.append(context)
         found = context.new_page()
-        found.on("console", lambda message: complaints.append(f"console: {message.text}"))
-        found.on("pageerror", lambda error: complaints.append(f"error: {error}"))
         target = url or file.as_uri()
-        allowed = (target.rsplit("/", 1)[0], "data:")
-        found.on(
-            "request", lambda r: None if r.url.startswith(allowed) else complaints.append(f"request: {r.url}")
-        )
+        watch(found, complaints, target.rsplit("/", 1)[0])
         found.goto(target)
         found.wait_for_selector("html[data-ready=yes]", timeout=10_000)
         return found

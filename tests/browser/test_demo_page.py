@@ -1,4 +1,4 @@
-"""The demo's page in a headless browser: from disk and from a server, by keyboard, dark, narrow, hostile text."""
+"""The demo's page in a headless browser: from disk, from a server, by keyboard, dark, narrow, hostile text."""
 
 import functools
 import http.server
@@ -148,3 +148,18 @@ def test_without_script_the_text_is_still_there(browser, file):
     assert page.locator(".tok").first.is_visible()
     assert "equivalent" in page.locator("table.verdicts").inner_text()
     context.close()
+
+
+def test_a_page_that_complains_is_noticed(browser, watching, tmp_path):
+    """The control: the watcher of all other tests sees a request, a message and an error."""
+    place = tmp_path / "bad.html"
+    place.write_text(
+        "<img src='http://127.0.0.1:9/x.png'><script>console.log('hi'); missing()</script>", "utf-8"
+    )
+    context, complaints = browser.new_context(), []
+    page = context.new_page()
+    watching(page, complaints, tmp_path.as_uri())
+    page.goto(place.as_uri())
+    context.close()
+    for kind in ("request: http://127.0.0.1:9", "console: hi", "error: missing"):
+        assert any(found.startswith(kind) for found in complaints), (kind, complaints)

@@ -10,7 +10,7 @@ from collections import namedtuple
 import pytest
 
 from tests.support.tiny import tiny_folder
-from twinrun.cli import demo_steps
+from twinrun.cli import demo_twins
 from twinrun.cli.main import main
 from twinrun.faults.fault import Fault
 
@@ -109,13 +109,13 @@ def test_a_fault_that_is_not_planted_gives_exit_code_1(folders, tmp_path, monkey
 
 
 def test_a_fast_path_that_is_broken_gives_exit_code_1(folders, tmp_path, monkeypatch):
-    monkeypatch.setattr(demo_steps.KVCache, "_score", lambda self, rows, starts: shifted(self, rows, starts))
+    monkeypatch.setattr(demo_twins.KVCache, "_score", lambda self, rows, starts: shifted(self, rows, starts))
 
     def shifted(self, rows, starts):
         wrong = [[*row[1:], row[0]] for row in rows]
-        found = demo_steps.SinglePass(self.model).score_batch(wrong, starts)
-        right = demo_steps.SinglePass(self.model).score_batch(rows, starts)
-        return [demo_steps.Scores.of_logits(r.tokens, s, w.logits.rows(0, w.logits.num_rows))
+        found = demo_twins.SinglePass(self.model).score_batch(wrong, starts)
+        right = demo_twins.SinglePass(self.model).score_batch(rows, starts)
+        return [demo_twins.Scores.of_logits(r.tokens, s, w.logits.rows(0, w.logits.num_rows))
                 for r, w, s in zip(right, found, starts, strict=True)]  # fmt: skip
 
     found = demo(tmp_path, "--model", folders["a"], "--json")

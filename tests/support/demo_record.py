@@ -26,7 +26,8 @@ def verdict_record(
         "blame": None,
         "sweep": {"gap": 1e-14, "allowed": 1e-12, "low": "float32", "high": "float64", "why_not": None},
         "cases": [
-            {"case": "text", "positions": 5, "ratio_max": 1.04, "gap_up_max": 1e-14, "kl_max": 1e-12, "flips": 1}
+            {"case": "text", "positions": 5, "ratio_max": 1.04, "gap_up_max": 1e-14, "kl_max": 1e-12,
+             "flips": 1}
         ],
         "speed": {
             "seconds_median": 0.12, "speed_up_median": 82.7, "speed_up_p10": 77.8, "speed_up_p90": 87.8,
@@ -47,7 +48,8 @@ def text_record(question: str, tokens: list[str]) -> dict[str, Any]:
     kl = [1.2 if i % 2 else 0.03 for i in range(len(tokens))]
     tops = [[(token, -0.1), (HOSTILE, -2.5), ("\n", -4.0)] for token in tokens]
     return {
-        "question": question, "expected": 49, "expert_text": "#### 49", "expert_answer": 49, "expert_right": True,
+        "question": question, "expected": 49,
+        "expert_text": "#### 49", "expert_answer": 49, "expert_right": True,
         "amateur_text": HOSTILE, "amateur_answer": None, "amateur_right": False, "start": 20,
         "token_ids": list(range(len(tokens))), "tokens": tokens, "kl": kl,
         "chosen": [i for i, value in enumerate(kl) if value > 0.4], "expert_top": tops, "amateur_top": tops,
@@ -68,13 +70,15 @@ def demo_record(**changes: Any) -> dict[str, Any]:
     )  # fmt: skip
     gaps = [1e-5, 1e-5, 3.0, 2.0, 2.5]
     fault = {
-        "name": "position-off-by-one", "summary": "positions are one late", "where": "first step", "caught": True,
+        "name": "position-off-by-one", "summary": "positions are one late", "where": "first step",
+        "caught": True,
         "verdict": caught, "trace": {"positions": [50, 51, 52, 53, 54], "gap_up": gaps, "allowed": 1.9e-4},
     }  # fmt: skip
     rows = [reference_record(), verdict_record(), verdict_record("identical", "single-pass", ratio_max=1.0)]
     found = {
         "kind": "demo", "version": "0.1.0", "passed": True, "outcome": "Every fast path is the same model.",
-        "model": {"name": f"expert {HOSTILE}", "parameters": 2_632_512}, "amateur": {"name": "builtin:amateur"},
+        "model": {"name": f"expert {HOSTILE}", "parameters": 2_632_512},
+        "amateur": {"name": "builtin:amateur"},
         "text": {"tokens": 200, "start": 51, "source": "held-out problems", "token_ids": [1, 2]},
         "twins": [
             {"dtype": "float32", "repeats": 3, "rows": rows,
@@ -85,7 +89,8 @@ def demo_record(**changes: Any) -> dict[str, Any]:
             "right": {"expert": 2, "amateur": 0}, "kl": [k for text in texts for k in text["kl"]],
         },
         "faults": [fault],
-        "env": {"platform": "Linux", "cpu": HOSTILE, "gpus": [], "packages": {"torch": "2.13", "numpy": None}},
+        "env": {"platform": "Linux", "cpu": HOSTILE, "gpus": [],
+                "packages": {"torch": "2.13", "numpy": None}},
         "seconds": 41.5,
     }  # fmt: skip
     return found | changes

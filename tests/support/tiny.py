@@ -1,4 +1,4 @@
-"""A checkpoint folder with random weights and a real tokenizer: what a user's own folder looks like, in 100 ms."""
+"""A checkpoint folder with random weights and a real tokenizer: like a user's own folder, in 100 ms."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from twinrun.tasks.arithmetic import problem
 
 SPECIALS = ("<|end|>", "<|pad|>", "<|user|>", "<|assistant|>")
 CHAT_TEMPLATE = """\
-{%- for message in messages -%}{{- '<|' + message['role'] + '|>' + message['content'] + '<|end|>' -}}{%- endfor -%}
+{%- for message in messages -%}
+{{- '<|' + message['role'] + '|>' + message['content'] + '<|end|>' -}}
+{%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"""
 
 

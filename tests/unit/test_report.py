@@ -14,7 +14,7 @@ from rich.console import Console
 
 from tests.support.demo_record import HOSTILE, demo_record, reference_record, verdict_record
 from twinrun.errors import ConfigError, NonFiniteError
-from twinrun.report import page, plots, tables, view, words
+from twinrun.report import charts, page, plots, tables, view, words
 from twinrun.report.write import to_json, write_bytes, write_json, write_text
 from twinrun.verify import witness
 
@@ -189,7 +189,7 @@ def test_report_starts_without_matplotlib_or_torch():
     "values", [[], [0.0], [0.39, 0.3999, 0.4001, 0.41], [1e-12, 1e3], [10.0**k for k in range(-6, 3)]]
 )
 def test_bins_hold_every_value_and_part_at_the_threshold(values):
-    counts, edges = plots.log_bins(values)
+    counts, edges = charts.log_bins(values)
     assert sum(counts) == len(values)
     assert len(edges) == len(counts) + 1
     assert edges == sorted(edges)
@@ -293,12 +293,12 @@ def test_the_words_are_explained(read):
 
 
 def test_strip_says_where_the_sides_part():
-    found = view.strip({"positions": [50, 51, 52], "gap_up": [1e-6, 1e-6, 1.0], "allowed": 1e-4})
+    found = charts.strip({"positions": [50, 51, 52], "gap_up": [1e-6, 1e-6, 1.0], "allowed": 1e-4})
     assert found is not None
     assert (found["parts_at"], found["odd"]) == (52, 1)
     assert found["columns"][1]["height"] < found["line_at"] < found["columns"][2]["height"]
-    assert view.strip({"positions": [], "gap_up": [], "allowed": 1e-4}) is None
-    assert view.strip({"positions": [1], "gap_up": [0.0], "allowed": None}) is None
+    assert charts.strip({"positions": [], "gap_up": [], "allowed": 1e-4}) is None
+    assert charts.strip({"positions": [1], "gap_up": [0.0], "allowed": None}) is None
 
 
 def test_meters_are_inside_their_cell():

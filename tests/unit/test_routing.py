@@ -57,6 +57,12 @@ def test_a_wrong_choice_without_a_tie_before_it_is_not_excused() -> None:
     assert router_ties(scores(noisy(1e-4)), scores(other), scores(TRUTH)).tolist() == [False, False]
 
 
+def test_where_the_reference_itself_is_off_nothing_is_measured() -> None:
+    wrong = noisy(1e-6)
+    wrong[0, 0] = torch.tensor([0.0, 3.0, -1.0])
+    assert router_ties(scores(wrong), scores(TRUTH), scores(TRUTH)).tolist() == [True, True]
+
+
 def test_dense_models_have_no_ties() -> None:
     dense = Scores.of_logits([1, 2], 1, torch.zeros(2, 4))
     assert router_ties(dense, dense, dense).tolist() == [False, False]

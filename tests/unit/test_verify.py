@@ -230,3 +230,18 @@ def test_nan_that_appears_only_one_precision_up_convicts(shared_llama: tr.Model)
     found = verdict(shared_llama, lambda x: x if x.dtype == torch.float32 else x * torch.nan)
     assert found.verdict == "different"
     assert "does not shrink the difference" in found.reason
+
+
+@pytest.mark.parametrize("family", ["qwen3moe", "mixtral"])
+def test_a_gross_fault_in_a_router_model_is_not_excused_as_ties(family: str) -> None:
+    """Its own noise would make every wrong router choice a tie; with the sweep off nothing else is left to see it."""
+    from twinrun.faults.fault import candidate_for
+    from twinrun.faults.registry import get_fault
+
+    model = make(family, "bfloat16")
+    fault = get_fault("gqa-heads-tiled")
+    candidate = candidate_for(fault, model)
+    prompts = [list(range(3 + k, 40 + k)) for k in range(0, 60, 20)]
+    with fault.planted(candidate):
+        found = tr.verify(tr.Recompute(model), candidate, prompts, sweep=False)
+    assert found.verdict == "different", found

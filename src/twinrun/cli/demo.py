@@ -46,7 +46,7 @@ def register(app: typer.Typer) -> None:
         ] = False,
         as_json: JsonOption = False,
     ) -> int:
-        """Run a model several ways, say what the speed cost, and catch a planted bug. Writes a page to look at."""
+        """Run a model several ways, say what the speed cost, and catch a planted bug. Writes a page."""
         from twinrun.cli.demo_text import Plan
 
         weaker = amateur or (AMATEUR if model == EXPERT else None)
@@ -63,6 +63,7 @@ def run(name: str, weaker: str | None, plan: Plan, out: Path, human: Console) ->
 
     from twinrun.cli import demo_show as show
     from twinrun.cli import demo_steps as steps
+    from twinrun.cli import demo_twins
     from twinrun.cli.demo_text import answer_problems, choose_text, pace
     from twinrun.report.write import write_text
     from twinrun.runners.recompute import Recompute
@@ -79,9 +80,9 @@ def run(name: str, weaker: str | None, plan: Plan, out: Path, human: Console) ->
     show.begin(human, expert, text)
     twins, half = [], open_model(name, "bfloat16")
     for number, model in enumerate((expert, half), 1):
-        reference = steps.Remembered(Recompute(model))
-        with progress(steps.TWIN_STAGES, "fast paths") as (bar, task):
-            twins.append(steps.twins(model, reference, text, plan, partial(_tick, bar, task)))
+        reference = demo_twins.Remembered(Recompute(model))
+        with progress(demo_twins.STAGES, "fast paths") as (bar, task):
+            twins.append(demo_twins.twins(model, reference, text, plan, partial(_tick, bar, task)))
         show.twins(human, twins[-1], number)
     with progress(None, "contrasting expert and amateur"):
         contrast = steps.contrasted(expert, small, answers, plan)
@@ -96,7 +97,7 @@ def run(name: str, weaker: str | None, plan: Plan, out: Path, human: Console) ->
 
 
 def _load(name: str, weaker: str | None) -> tuple[Model, Model | None]:
-    """Load expert and amateur in float32; two that read tokens differently are refused before anything runs."""
+    """Load expert and amateur in float32; two that read tokens differently are refused at once."""
     with progress(None, "loading"):
         expert = open_model(name, "float32")
         if weaker is None:

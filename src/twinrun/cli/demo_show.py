@@ -56,7 +56,7 @@ def contrasted(human: Console, found: dict[str, Any]) -> None:
     texts, right = found["texts"], found["right"]
     human.print(
         Words(
-            f"right answers: expert {right['expert']} of {len(texts)}, amateur {right['amateur']} of {len(texts)}; "
+            f"right answers of {len(texts)}: expert {right['expert']}, amateur {right['amateur']}; "
             f"{found['chosen']} of {len(found['kl'])} tokens have KL > {found['beta']:g} nats (underlined)"
         )
     )

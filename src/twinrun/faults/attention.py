@@ -63,7 +63,7 @@ def heads_tiled() -> Fault:
 
 def _no_scale(model: Model) -> str | None:
     parts = attentions(model)
-    return None if parts and all(map(scale_name, parts)) else "its attention keeps no readable scale"
+    return None if parts and all(map(scale_name, parts)) else "its attention uses no scale that can be set"
 
 
 def _no_value_projection(model: Model) -> str | None:

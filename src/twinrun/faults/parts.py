@@ -44,7 +44,9 @@ def norms(model: Model) -> list[tuple[nn.Module, str]]:
 
 
 def scale_name(attention: nn.Module) -> str | None:
-    """Under which name an attention module keeps the factor of its scores."""
+    """Under which name an attention module keeps the factor of its scores, and uses it."""
+    if hasattr(attention, "inv_norm_factor") and hasattr(attention, "is_causal"):
+        return None  # Falcon keeps the factor, but calls torch's attention, which computes its own
     return next(
         (name for name in SCALE_NAMES if isinstance(getattr(attention, name, None), (float, Tensor))), None
     )

@@ -1,4 +1,4 @@
-"""One self-contained HTML page from a demo record: nothing is fetched, everything is escaped, it works from disk."""
+"""One self-contained HTML page from a demo record: nothing is fetched, everything is escaped."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from twinrun.report import view, words
+from twinrun.report import charts, view, words
 
 
 def render(record: Mapping[str, Any], figures: Mapping[str, bytes] | None = None) -> str:
     """Render the record that `twinrun demo` writes (demo.json) as HTML.
 
     Args:
-        record: `model`, `twins` (a list of precisions with verdict records), `contrast` (texts, or `skipped`),
+        record: `model`, `twins` (precisions with their verdict records), `contrast` (texts, or `skipped`),
             `faults`, `passed`, `env`, `seconds`. Text in it may hold anything; it is escaped.
         figures: caption -> PNG, embedded below the tables.
 
     Returns:
-        A whole HTML document. A content security policy in it forbids every request and every script but its own.
+        A whole HTML document; its content security policy forbids all requests and all scripts but its own.
     """
     env = _environment()
     script = _source("script.js")
@@ -31,6 +31,7 @@ def render(record: Mapping[str, Any], figures: Mapping[str, bytes] | None = None
     return env.get_template("page.html.j2").render(
         record=record,
         view=view,
+        charts=charts,
         words=words,
         figures=shown,
         script=script,

@@ -1,4 +1,4 @@
-"""PNG plots of verdict records and of KL along texts. matplotlib is imported at the first plot; no window opens."""
+"""PNG plots of verdict records and of KL along texts. matplotlib is imported at the first plot."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from twinrun.report.charts import log_bins
 from twinrun.report.words import BETA, RATIO_MAX, RATIO_RMS, speed_of, spread
 
 if TYPE_CHECKING:
@@ -122,27 +123,6 @@ def speed_by_length(lengths: Sequence[int], seconds: Mapping[str, Sequence[float
     axes.minorticks_off()
     axes.legend()
     return _png(figure)
-
-
-def log_bins(
-    values: Sequence[float], low: float = -3.0, per_decade: int = 5
-) -> tuple[list[int], list[float]]:
-    """Counts in logarithmic bins from 10^low nats up; smaller values stand in the first bin, larger in the last.
-
-    Bin edges include the threshold of 0.4 nats (they are 0.4 times a power of ten's fifth root).
-
-    Returns:
-        Counts, and one edge more than counts.
-    """
-    anchor = math.log10(BETA)
-    first = math.floor((low - anchor) * per_decade)
-    last = math.ceil((math.log10(max([*values, 1.0])) - anchor) * per_decade + 1e-9)
-    edges = [10 ** (anchor + i / per_decade) for i in range(first, last + 1)]
-    counts = [0] * (len(edges) - 1)
-    for value in values:
-        at = math.floor((math.log10(max(value, 1e-300)) - anchor) * per_decade) - first
-        counts[min(max(at, 0), len(counts) - 1)] += 1
-    return counts, edges
 
 
 def _figure(rows: float, xlabel: str) -> tuple[Figure, Axes]:

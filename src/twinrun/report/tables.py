@@ -17,7 +17,7 @@ HEAT_STEPS = (0.05, 0.15, 0.4, 1.0, 2.0)
 
 
 def verdict_table(rows: Iterable[Mapping[str, Any]], title: str | None = None) -> Table:
-    """Table of verdict records: what was run, the verdict, its numbers, and the speed if the verdict allows one.
+    """Table of verdict records: what ran, the verdict, its numbers, and the speed if the verdict allows one.
 
     Args:
         rows: what `Verdict.to_json` returns, each with an optional `speed`: seconds_median, and

@@ -6,12 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from twinrun.report.words import BETA, RATIO_MAX, RATIO_RMS, short, speed_of, spread, times
+from twinrun.report.words import RATIO_MAX, RATIO_RMS, short, speed_of, spread, times
 
 HEAT_FULL = 2.5
 """Nats at which a token's shade is full."""
-STRIP_COLUMNS = 400
-"""Longer rows are cut: their first columns hold where the sides part."""
 
 
 def heat(value: float | None) -> float:
@@ -20,7 +18,7 @@ def heat(value: float | None) -> float:
 
 
 def ratio_meter(value: float | None, rule: float) -> dict[str, Any] | None:
-    """Width of a ratio's bar and place of its rule line, percent of the cell; a ratio far beyond is cut off."""
+    """Width of a ratio's bar and place of its rule line, in percent; a ratio far beyond is cut off."""
     if value is None:
         return None
     full = 1.25 * RATIO_MAX
@@ -61,65 +59,6 @@ def speed_meter(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> di
     }
 
 
-def histogram(values: Sequence[float], beta: float = BETA) -> dict[str, Any]:
-    """Bars of per-token KL on logarithmic bins; heights follow the square root of the count."""
-    from twinrun.report.plots import log_bins
-
-    counts, edges = log_bins(values)
-    top = max([*counts, 1])
-    first, last = math.log10(edges[0]), math.log10(edges[-1])
-    bars = [
-        {
-            "height": round(100 * math.sqrt(count / top), 2),
-            "count": count,
-            "above": low >= beta * 0.999,
-            "title": f"{short(low)} to {short(high)} nats: {count} tokens",
-        }
-        for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True)
-    ]
-    marks = [10.0**k for k in range(math.ceil(first), math.floor(last) + 1)]
-    ticks = [
-        {"at": round(100 * (math.log10(m) - first) / (last - first), 2), "text": f"{m:g}"} for m in marks
-    ]
-    return {
-        "bars": bars,
-        "ticks": ticks,
-        "beta_at": round(100 * (math.log10(beta) - first) / (last - first), 2),
-        "above": sum(v > beta for v in values),
-        "total": len(values),
-    }
-
-
-def strip(trace: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Columns of a fault's per-position gap on a logarithmic scale, and the line below which rounding explains it.
-
-    Args:
-        trace: `positions`, `gap_up` (nats, one precision up) and `allowed` (nats).
-    """
-    gaps, allowed = list(trace["gap_up"])[:STRIP_COLUMNS], trace["allowed"]
-    if allowed is None or not gaps:
-        return None
-    low = math.log10(allowed) - 2.5
-    top = max(math.log10(max(g for g in gaps)) if max(gaps) > 0 else low, math.log10(allowed)) + 0.3
-
-    def height(value: float) -> float:
-        return round(100 * min(max((math.log10(max(value, 1e-300)) - low) / (top - low), 0.015), 1.0), 2)
-
-    odd = [gap > allowed for gap in gaps]
-    return {
-        "columns": [{"height": height(g), "odd": o} for g, o in zip(gaps, odd, strict=True)],
-        "fine": len(gaps) > 90,
-        "line_at": height(allowed),
-        "allowed": short(allowed),
-        "first": trace["positions"][0],
-        "last": trace["positions"][len(gaps) - 1],
-        "parts_at": trace["positions"][odd.index(True)] if any(odd) else None,
-        "parts_left": round(100 * odd.index(True) / len(gaps), 2) if any(odd) else None,
-        "odd": sum(odd),
-        "top": short(max(gaps)),
-    }
-
-
 def witnesses(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What the two witnesses said about one verdict record."""
     ratio, sweep = verdict.get("ratio_max"), verdict["sweep"]
@@ -149,7 +88,7 @@ def witnesses(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def tips(record: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
-    """What the script shows on hover and focus: for each token of each text, the alternatives of both sides."""
+    """What hover and focus show: for each token of each text, the alternatives of both sides."""
     found = []
     for text in (record.get("contrast") or {}).get("texts", ()):
         rows = zip(text["tokens"], text["kl"], text["expert_top"], text["amateur_top"], strict=True)

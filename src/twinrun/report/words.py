@@ -27,8 +27,8 @@ KINDS: dict[str, Kind] = {
     "equivalent": Kind(
         "≈",
         "green",
-        "the sides differ, and rounding explains it: the candidate errs no more than the reference itself does, "
-        "and one precision up the difference collapses.",
+        "the sides differ, and rounding explains it: the candidate errs no more than the reference itself "
+        "does, and one precision up the difference collapses.",
     ),
     "lossy": Kind(
         "~", "yellow", "different by design (pruning, skipping, quantising), inside the budget given."
@@ -120,5 +120,5 @@ def speed_of(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def visible(token: str) -> str:
-    """A token with its white space made visible: `␣` for the blank, `↵` for the line break, `⇥` for the tab."""
+    """A token whose white space can be seen: `␣` is the blank, `↵` the line break, `⇥` the tab."""
     return token.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥")

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place and moved into it. JSON refuses what is no number."""
+"""Files that are whole or absent: written beside their place and moved there. JSON refuses NaN."""
 
 from __future__ import annotations
 

@@ -101,6 +101,11 @@ class _Heard:
             return "different", "no position could be compared"
         if self.sweep.passes and all(bool(m.same_bits.all()) for m in self.rows):
             return "identical", f"all {sum(map(len, self.rows)):,} positions agree bit for bit"
+        if self.ratio.max is None and self.sweep.gap is None:
+            return (
+                "different",
+                f"no witness could be heard, so nothing is proved: {self.in_words(self.ratio)}",
+            )
         if self.ratio.passes and self.sweep.passes:
             return "equivalent", self.in_words(self.ratio)
         if budget is None:

@@ -96,6 +96,12 @@ def boundaries(model: Any) -> list[tuple[str, int]]:
 
 
 def uncovered(model: Any, max_tokens: int = 2048) -> list[str]:
-    """Say which boundaries of the model lie beyond `max_tokens` and are therefore not probed."""
-    edges = [*boundaries(model), *([("end of the context", model.max_context)] if model.max_context else [])]
-    return [f"{name} at {edge}" for name, edge in edges if edge > max_tokens]
+    """Say which boundaries of the model are not crossed by probes of `max_tokens`.
+
+    A switch at the end of the context (dynamic RoPE scaling) cannot be crossed at all: longer rows are refused.
+    """
+    limit = min(max_tokens, model.max_context or max_tokens)
+    found = [f"{name} at {edge}" for name, edge in boundaries(model) if edge >= limit]
+    if model.max_context and model.max_context > max_tokens:
+        found.append(f"end of the context at {model.max_context}")
+    return found

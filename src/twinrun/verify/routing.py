@@ -22,7 +22,8 @@ def router_ties(ref: Scores, cand: Scores, oracle: Scores) -> Tensor:
 
     A choice is a tie if the oracle's gap is inside the noise of the *reference's* router logits, so that a
     candidate cannot excuse itself by being noisy. A different choice behind a tie (a higher layer, the same
-    or a later token) follows from it. A row with any other difference is not excused.
+    or a later token) follows from it. Any other difference of the candidate is not excused. The reference is
+    trusted: where its own choices differ, its error says nothing and the row is set aside.
     """
     tie = torch.zeros(oracle.logits.num_rows, dtype=torch.bool)
     if ref.routes is None or oracle.routes is None:
@@ -30,9 +31,10 @@ def router_ties(ref: Scores, cand: Scores, oracle: Scores) -> Tensor:
     for i in range(len(tie)):
         truth = oracle.routes.logits[i]
         noise = NOISE_MEDIANS * float((ref.routes.logits[i] - truth).abs().median())
-        sides = [side.routes for side in (ref, cand) if side.routes is not None]
-        found = [_one_row(side, oracle.routes, i, noise) for side in sides]
-        tie[i] = any(is_tie for is_tie, _ in found) and not any(is_flip for _, is_flip in found)
+        by_tie, otherwise = (False, False)
+        if cand.routes is not None:
+            by_tie, otherwise = _one_row(cand.routes, oracle.routes, i, noise)
+        tie[i] = any(_one_row(ref.routes, oracle.routes, i, noise)) or (by_tie and not otherwise)
     return tie
 
 

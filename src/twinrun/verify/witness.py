@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +26,8 @@ reference achieved: rounding the logits alone costs up to 0.5 ulp, 0.29 in the m
 SWEEP_FACTOR = 64.0
 """Allowed gap one precision up, in units of the reference's error scaled by the ratio of unit roundoffs."""
 SWEEP_FLOOR_ULPS = 16.0
-"""The same bound never falls below this many ulp of the raised precision at the size of the logits."""
+"""The same bound never falls below this many ulp of the raised precision, at the size of the logits or of the
+log-probability of a uniform choice, whichever is larger: what is compared are log-probabilities."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,11 +103,11 @@ def ratio_witness(rows: list[Measured], low: torch.dtype) -> Ratio:
 def sweep_witness(rows: list[Measured], low: torch.dtype, high: torch.dtype) -> Sweep:
     """Hold the gap one precision up against what the reference's error in the deployed precision predicts for it."""
     gap = max(float(m.gap_up_max.max()) for m in rows)
-    size = max(float(m.logit_size.max()) for m in rows)
+    size = max(1.0, math.log(rows[0].vocab), *(float(m.logit_size.max()) for m in rows))
     shrink = torch.finfo(high).eps / torch.finfo(low).eps
     kept = [m for m in map(_keep, rows) if len(m)] or rows
     noise = max(float(m.err_ref_max.max()) for m in kept)
-    allowed = max(SWEEP_FACTOR * noise * shrink, SWEEP_FLOOR_ULPS * ulp(high, max(size, 1.0)))
+    allowed = max(SWEEP_FACTOR * noise * shrink, SWEEP_FLOOR_ULPS * ulp(high, size))
     return Sweep(gap=gap, allowed=allowed, low=dtype_name(low), high=dtype_name(high))
 
 

@@ -19,7 +19,8 @@
       const line = node("div", text === token ? "alt same" : "alt");
       const bar = node("i");
       bar.style.width = `${(100 * probability).toFixed(1)}%`;
-      const percent = probability > 0.9995 ? "100 %" : `${(100 * probability).toFixed(1)} %`;
+      const rounded = `${(100 * probability).toFixed(1)} %`;
+      const percent = probability < 0.0005 ? "<0.1 %" : probability > 0.9995 ? "100 %" : rounded;
       line.append(bar, node("code", "", visible(text)), node("span", "", percent));
       box.append(line);
     }
