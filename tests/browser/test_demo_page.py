@@ -1,4 +1,4 @@
-"""The demo's page in a headless browser: from disk, from a server, by keyboard, dark, narrow, hostile text."""
+"""The demo's page in a headless browser: from disk and a server, by keyboard, dark, narrow, hostile text."""
 
 import functools
 import http.server

@@ -303,7 +303,7 @@ def test_strip_says_where_the_sides_part():
 
 def test_meters_are_inside_their_cell():
     for value in (0.0, 1.0, 1.999, 2.001, 1e9):
-        meter = view.ratio_meter(value, 2.0)
+        meter = view.ratio_meter(value, 2.0, 2.0)
         assert meter is not None
         assert 0 <= meter["width"] <= 100
         assert meter["over"] == (value > 2)

@@ -25,7 +25,7 @@ class Fault:
     Attributes:
         name: how the registry calls it.
         summary: what goes wrong, in one sentence.
-        thread: public reports of this kind of bug.
+        thread: public reports of this kind of bug; empty where we know of none.
         kind: "model" (any runner shows it) or "runner" (it lives in one way of running).
         where: what a good explanation should point at.
         needs: what a prompt or a model must have for the fault to show.

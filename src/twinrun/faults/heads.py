@@ -38,10 +38,7 @@ def head_bias_dropped() -> Fault:
     return Fault(
         name="head-bias-dropped",
         summary="logits are computed from the head's weight alone, without its bias",
-        thread=(
-            "https://github.com/huggingface/transformers/pull/43429",
-            "https://github.com/tinygrad/tinygrad/pull/13796",
-        ),
+        thread=(),
         kind="model",
         where="head",
         needs=("a head with bias",),
@@ -69,7 +66,7 @@ def logit_scale_off() -> Fault:
     return Fault(
         name="logit-scale-off",
         summary="logits are multiplied by 1.02, as with a wrong divisor or temperature",
-        thread=("https://github.com/ggml-org/llama.cpp/pull/8156",),
+        thread=(),
         kind="model",
         where="behind the head",
         reason_against=_no_logits_field,

@@ -15,7 +15,7 @@ STRIP_COLUMNS = 400
 def log_bins(
     values: Sequence[float], low: float = -3.0, per_decade: int = 5
 ) -> tuple[list[int], list[float]]:
-    """Count in logarithmic bins from 10^low nats up; smaller values fall into the first, larger into the last.
+    """Count in log bins from 10^low nats up; smaller values fall into the first, larger in the last.
 
     Bin edges include the threshold of 0.4 nats (they are 0.4 times a power of ten's fifth root).
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from twinrun.report.charts import log_bins
-from twinrun.report.words import BETA, RATIO_MAX, RATIO_RMS, speed_of, spread
+from twinrun.report.words import BETA, limits, speed_of, spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,16 +28,15 @@ def error_ratios(rows: Sequence[Mapping[str, Any]]) -> bytes:
         axes.barh(
             i + 0.19, row["ratio_rms"], 0.34, color=LIGHT_BLUE, label="root mean square" if i == 0 else None
         )
-    axes.axvline(RATIO_MAX, color=RULE, linewidth=1, label=f"rule, worst: {RATIO_MAX:g}×")
-    axes.axvline(
-        RATIO_RMS, color=RULE, linewidth=1, linestyle=":", label=f"rule, mean square: {RATIO_RMS:g}×"
-    )
+        for limit, at in zip(limits(row), (i - 0.19, i + 0.19), strict=True):
+            axes.vlines(limit, at - 0.2, at + 0.2, color=RULE, label="allowed" if at < 0 else "")
     if any(row["ratio_max"] > 10 for row in shown):
         axes.set_xscale("log")
     else:
-        axes.set_xlim(0, 2.4)
+        axes.set_xlim(0, 1.15 * max((limits(row)[0] for row in shown), default=2.0))
     _name_rows(axes, [f"{row['candidate']}\n{row['dtype']}" for row in shown])
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3 if len(shown) < 4 else -0.16), ncols=4)
+    if shown:
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3 if len(shown) < 4 else -0.16), ncols=4)
     return _png(figure)
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from twinrun.report.words import RATIO_MAX, RATIO_RMS, short, speed_of, spread, times
+from twinrun.report.words import limits, short, speed_of, spread, times
 
 HEAT_FULL = 2.5
 """Nats at which a token's shade is full."""
@@ -17,24 +17,25 @@ def heat(value: float | None) -> float:
     return 0.0 if value is None else round(min(1.0, math.sqrt(max(0.0, value) / HEAT_FULL)), 3)
 
 
-def ratio_meter(value: float | None, rule: float) -> dict[str, Any] | None:
+def ratio_meter(value: float | None, rule: float, most: float) -> dict[str, Any] | None:
     """Width of a ratio's bar and place of its rule line, in percent; a ratio far beyond is cut off."""
     if value is None:
         return None
-    full = 1.25 * RATIO_MAX
+    full = 1.25 * most
     return {
         "width": round(100 * min(value / full, 1.0), 2),
         "rule": round(100 * rule / full, 2),
         "over": value > rule,
         "cut": value > full,
         "text": times(value),
-        "rule_text": f"rule: at most {rule:g}×",
+        "rule_text": f"rule: at most {rule:.2g}×",
     }
 
 
 def ratio_meters(row: Mapping[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """Meters of the worst and the root mean square ratio of a verdict record."""
-    return ratio_meter(row.get("ratio_max"), RATIO_MAX), ratio_meter(row.get("ratio_rms"), RATIO_RMS)
+    worst, rms = limits(row)
+    return ratio_meter(row.get("ratio_max"), worst, worst), ratio_meter(row.get("ratio_rms"), rms, worst)
 
 
 def speed_meter(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -62,12 +63,13 @@ def speed_meter(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> di
 def witnesses(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What the two witnesses said about one verdict record."""
     ratio, sweep = verdict.get("ratio_max"), verdict["sweep"]
-    over = ratio is not None and (ratio > RATIO_MAX or verdict["ratio_rms"] > RATIO_RMS)
+    worst, rms = limits(verdict)
+    over = ratio is not None and (ratio > worst or verdict["ratio_rms"] > rms)
     said = [
         {
             "name": "ratio",
             "numbers": f"{times(ratio)} worst, {times(verdict.get('ratio_rms'))} mean square",
-            "rule": f"at most {RATIO_MAX:g}× and {RATIO_RMS:g}×",
+            "rule": f"at most {worst:.2g}× and {rms:.2g}×",
             "convicts": over,
             "text": "convicts" if over else ("not heard" if ratio is None else "lets it pass"),
         }

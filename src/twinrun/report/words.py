@@ -46,7 +46,8 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     (
         "error ratio",
         "the candidate's error against the oracle, divided by the reference's own error. "
-        f"The rule: at most {RATIO_MAX:g}× for the worst token and {RATIO_RMS:g}× in the root mean square.",
+        f"The rule: at most {RATIO_MAX:g}× for the worst token and {RATIO_RMS:g}× in the root mean square, "
+        "wider over few positions, where the reference may be right by luck.",
     ),
     (
         "sweep",
@@ -122,3 +123,9 @@ def speed_of(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
 def visible(token: str) -> str:
     """A token whose white space can be seen: `␣` is the blank, `↵` the line break, `⇥` the tab."""
     return token.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥")
+
+
+def limits(row: Mapping[str, Any]) -> tuple[float, float]:
+    """Return what a verdict record allows of its two error ratios; they widen over few positions."""
+    ratio = row.get("ratio") or {}
+    return float(ratio.get("allowed_max", RATIO_MAX)), float(ratio.get("allowed_rms", RATIO_RMS))

@@ -15,7 +15,7 @@ from twinrun.verify.flips import Flips, count_flips
 from twinrun.verify.measure import Measured
 from twinrun.verify.summary import by_case, by_position, overall
 from twinrun.verify.verdict import Verdict, Word
-from twinrun.verify.witness import RATIO_MAX, RATIO_RMS, Ratio, Sweep, ratio_witness, sweep_witness
+from twinrun.verify.witness import RATIO_MAX, Ratio, Sweep, ratio_witness, sweep_witness
 
 
 def judge(
@@ -123,7 +123,11 @@ class _Heard:
     def _ratio_in_words(self, ratio: Ratio) -> str:
         if ratio.max is None or ratio.rms is None:
             return "every position lies behind a router tie, so the ratio was not heard"
-        over = "" if ratio.passes else f" (the rule allows {RATIO_MAX:g}x and {RATIO_RMS:g}x)"
+        over = (
+            ""
+            if ratio.passes
+            else f" (the rule allows {ratio.allowed_max:.2g}x and {ratio.allowed_rms:.2g}x here)"
+        )
         aside = f", {ratio.set_aside} positions set aside behind router ties" if ratio.set_aside else ""
         return (
             f"the candidate's worst error is {ratio.max:.3g}x the reference's own {self.sweep.low} error, "
