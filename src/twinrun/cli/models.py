@@ -23,8 +23,8 @@ def register(app: typer.Typer) -> None:
         rows = [_describe(name) for name in builtin_names()]
         table = Table("name", "parameters", "size", "exact answers (95 % interval)", box=None)
         for row in rows:
-            low, high = row["exact_low"], row["exact_high"]
-            skill = f"{row['exact']:.1%} ({low:.1%} to {high:.1%})" if row["exact"] is not None else "-"
+            low, high = row["exact_interval_95"]
+            skill = f"{row['exact']:.1%} ({low:.1%} to {high:.1%})"
             table.add_row(
                 f"builtin:{row['name']}", f"{row['parameters']:,}", f"{row['bytes'] / 1e6:.1f} MB", skill
             )
@@ -47,14 +47,13 @@ def _describe(name: str) -> dict[str, Any]:
             for side in tensors.get_slice(key).get_shape():
                 size *= side
             parameters += size
-    skill_file = folder / "skill.json"
-    skill = json.loads(skill_file.read_text()) if skill_file.is_file() else {}
+    skill = json.loads((folder / "skill.json").read_text())["skill"]
     return {
         "name": name,
         "folder": str(folder),
         "parameters": parameters,
         "bytes": sum(f.stat().st_size for f in folder.iterdir()),
-        "exact": skill.get("exact"),
-        "exact_low": skill.get("exact_low"),
-        "exact_high": skill.get("exact_high"),
+        "exact": skill["exact"],
+        "exact_interval_95": skill["interval_95"],
+        "problems": skill["problems"],
     }
