@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = typer.main.get_command(app).main(
             args=None if argv is None else list(argv), prog_name="twinrun", standalone_mode=False
         )
+        if result == 130:  # typer turns an interrupt into this code before it reaches us
+            raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except ClickException as error:
         return _usage_error(error)
