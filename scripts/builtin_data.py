@@ -34,7 +34,7 @@ from twinrun.tasks.texts import python_docs
 
 SPECIALS = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>")
 IGNORED = -100
-PROBLEMS_PER_BLOCK = 24  # upper bound: the shortest problem has more than 512 / 16 tokens
+PROBLEMS_PER_BLOCK = 24  # more than enough for 512 tokens; a drill block of that length uses about 14
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 {%- if message['role'] not in ['system', 'user', 'assistant'] -%}
