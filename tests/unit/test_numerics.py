@@ -84,6 +84,8 @@ def test_ids_that_a_model_excludes_do_not_poison_the_sum() -> None:
     p = torch.tensor([[0.0, 1.0, -torch.inf]])
     q = torch.tensor([[0.0, 1.0, -torch.inf]])
     assert float(kl_divergence(StoredLogits(p), StoredLogits(q)).kl) == 0
+    far = torch.tensor([[0.0, 1.0, -200.0]])  # its probability underflows, and q excludes the id
+    assert 0 <= float(kl_divergence(StoredLogits(far), StoredLogits(p)).kl) < 1e-6
     q = torch.tensor([[0.0, -torch.inf, 1.0]])
     assert float(kl_divergence(StoredLogits(p), StoredLogits(q)).kl) == math.inf
 

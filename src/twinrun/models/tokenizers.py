@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from twinrun.errors import ConfigError
 from twinrun.models.model import Model
+from twinrun.records.tokens import first_difference
 
 
 def check_same_tokens(a: Model, b: Model, texts: Iterable[str] = ()) -> None:
@@ -30,10 +31,7 @@ def check_same_tokens(a: Model, b: Model, texts: Iterable[str] = ()) -> None:
     for number, text in enumerate(texts, 1):
         first, second = a.encode(text), b.encode(text)
         if first != second:
-            at = next(
-                (i for i, (x, y) in enumerate(zip(first, second, strict=False)) if x != y),
-                min(len(first), len(second)),
-            )
+            at = first_difference(first, second)
             raise ConfigError(
                 f"text {number} is tokenised differently by {a.name} and {b.name}, first at token "
                 f"{at}; use one family"

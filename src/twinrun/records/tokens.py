@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+
+def first_difference(a: Sequence[int], b: Sequence[int]) -> int:
+    """Index at which two token lists part: the first unequal entry, else the length of the shorter.
+
+    Example:
+        >>> first_difference([5, 6, 7], [5, 9]), first_difference([5], [5, 6])
+        (1, 1)
+    """
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,8 +40,6 @@ class ScoredText:
     @property
     def perplexity(self) -> float | None:
         """Per-token perplexity after the first token; None for a text of one token."""
-        import math
-
         count = len(self.logprobs) - 1
         return math.exp(-self.total_logprob / count) if count else None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, fields
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -13,8 +13,10 @@ from torch import Tensor
 from twinrun.errors import ConfigError, near_names
 from twinrun.models.model import Model, Prompt
 from twinrun.records.run import Observer, Run, Step
-from twinrun.runners.runner import ModelRunner
 from twinrun.runners.sampling import Sampling, choose
+
+if TYPE_CHECKING:
+    from twinrun.runners.runner import ModelRunner
 
 
 def as_batch(prompt: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from twinrun.records.scores import Scores
+from twinrun.records.tokens import first_difference
 
 
 def misalignment(reference: Scores, candidate: Scores) -> str | None:
@@ -11,8 +12,7 @@ def misalignment(reference: Scores, candidate: Scores) -> str | None:
     A misaligned comparison is itself the finding: comparing on would hold position 0 against position 19.
     """
     if reference.tokens != candidate.tokens:
-        pairs = enumerate(zip(reference.tokens, candidate.tokens, strict=False))
-        at = next((i for i, (a, b) in pairs if a != b), min(len(reference.tokens), len(candidate.tokens)))
+        at = first_difference(reference.tokens, candidate.tokens)
         return (
             f"the sides scored different tokens, first at position {at}: {_at(reference, at)} and "
             f"{_at(candidate, at)}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from twinrun.errors import ConfigError
+from twinrun.records.tokens import first_difference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,10 +68,7 @@ def as_cases(prompts: Iterable[Any], reference: Any, candidate: Any) -> list[Cas
         ids = _encode(prompt, reference, label)
         other = _encode(prompt, candidate, label) if isinstance(prompt, str) else ids
         if ids != other:
-            at = next(
-                (i for i, (a, b) in enumerate(zip(ids, other, strict=False)) if a != b),
-                min(len(ids), len(other)),
-            )
+            at = first_difference(ids, other)
             raise ConfigError(
                 f"{label} is tokenised differently by the two sides, first at token {at}: "
                 f"{ids[at : at + 1]} and {other[at : at + 1]}; load both with one tokenizer"
