@@ -1,4 +1,4 @@
-"""Docs are tests: every Python block of a page runs as one program, every twinrun command runs, links lead somewhere."""
+"""Docs are tests: Python blocks of a page run as one program, twinrun commands run, links lead somewhere."""
 
 from __future__ import annotations
 

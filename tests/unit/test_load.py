@@ -125,7 +125,7 @@ def test_too_little_memory_is_said_before_anything_is_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoint, "free_bytes", lambda _device: 1000)
-    with pytest.raises(OutOfMemoryError, match="needs .* GiB for its weights alone"):
+    with pytest.raises(OutOfMemoryError, match=r"needs .* GiB for its weights alone"):
         tr.load(folder)
 
 

@@ -20,8 +20,8 @@ RATIO_MAX = 2.0
 RATIO_RMS = 1.5
 """The mean rule of FlashAttention's key-value cache tests on Hopper, and Ascend's for language-model operators."""
 FEW_POSITIONS = 5.0
-"""Both limits are multiplied by 1 + 5 / sqrt(positions): rounding errors of a trained model sit in few positions, so over
-a short text the reference may be right by luck. Clean float32 verdicts of `builtin:expert` over 67 positions reach 1.85x
+"""Both limits are multiplied by 1 + 5 / sqrt(positions): rounding errors of a trained model sit in few positions,
+so over a short text the reference may be right by luck. Clean float32 verdicts over 67 positions reach 1.85x
 and 1.41x; over thousands of positions the published 2x and 1.5x stand."""
 FLOOR_ULPS_MAX = 2.0
 FLOOR_ULPS_RMS = 0.5
