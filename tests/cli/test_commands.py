@@ -153,7 +153,8 @@ def test_score_and_generate(capsys: pytest.CaptureFixture[str], folder: str) -> 
     [
         (["verify", "builtin:expret", "--probes"], "Did you mean 'builtin:expert'"),
         (["verify", "FOLDER", "--probes", "-c", "singlepass"], "Did you mean 'single-pass'"),
-        (["verify", "FOLDER"], "no prompts; give --prompt TEXT"),
+        (["verify", "FOLDER"], "no prompts; give --prompt TEXT or --file FILE or --probes"),
+        (["score", "no such/model/name", "-p", "a"], "no hub name"),
         (["verify", "FOLDER", "-p", " "], "prompt 1 is empty"),
         (["verify", "FOLDER", "-f", "no-such-file.txt"], "cannot read no-such-file.txt"),
         (["verify", "FOLDER", "--probes", "--max-kl", "-1"], "budget kl must be at least 0"),

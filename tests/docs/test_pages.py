@@ -81,3 +81,14 @@ def test_flags_in_the_docs_exist() -> None:
                 for flag in re.findall(r"--[a-z0-9-]+", line):
                     name = flag.removeprefix("--").replace("-", "_")
                     assert flag in known or name in known, f"{page.name}: {flag}"
+
+
+def test_the_page_of_faults_is_drawn_from_the_record() -> None:
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("faults_page", ROOT / "scripts" / "faults_page.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert (ROOT / "docs" / "faults.md").read_text() == script.page(), "run python scripts/faults_page.py"

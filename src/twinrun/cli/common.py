@@ -63,7 +63,9 @@ def open_model(
     return load(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
 
 
-def read_prompts(file: str | None, field: str | None, inline: list[str] | None) -> list[str]:
+def read_prompts(
+    file: str | None, field: str | None, inline: list[str] | None, *, otherwise: str = ""
+) -> list[str]:
     """Collect prompts: given on the command line, one a line of a text file, or one field of a JSONL file.
 
     Raises:
@@ -74,7 +76,7 @@ def read_prompts(file: str | None, field: str | None, inline: list[str] | None) 
     if file is not None:
         found += _read_file(file, field)
     if not found:
-        raise ConfigError("no prompts; give --prompt TEXT, --file FILE, or --probes")
+        raise ConfigError(f"no prompts; give --prompt TEXT or --file FILE{otherwise}")
     for number, text in enumerate(found, 1):
         if not text.strip():
             raise ConfigError(f"prompt {number} is empty; give at least one token")

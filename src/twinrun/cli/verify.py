@@ -67,7 +67,11 @@ def register(app: typer.Typer) -> None:
         as_json: JsonOption = False,
     ) -> int:
         """Run one model two ways and give one verdict: identical, equivalent, lossy or different."""
-        texts = read_prompts(file, field, prompt) if (prompt or file or not probes) else []
+        texts = (
+            read_prompts(file, field, prompt, otherwise=" or --probes")
+            if (prompt or file or not probes)
+            else []
+        )
         trusted = open_model(model, dtype, device, trust_remote_code=trust_remote_code)
         tried = trusted
         if candidate_model is not None:

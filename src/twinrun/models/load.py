@@ -17,6 +17,7 @@ from twinrun.errors import (
 )
 from twinrun.models.builtin_names import builtin_folder, builtin_names
 from twinrun.models.checkpoint import check_finite, check_fits, check_folder
+from twinrun.models.hub import check_reachable
 from twinrun.models.model import Model
 from twinrun.numerics.precision import dtype_name, parse_dtype
 
@@ -66,8 +67,9 @@ def load(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if folder is not None:
         check_fits(check_folder(folder), wanted, place, name)
-    elif revision is not None:
-        options["revision"] = revision
+    else:
+        check_reachable(name, revision)
+        options["revision"] = revision or "main"
     module, found = _from_pretrained(str(folder or name), name, wanted, attention, options)
     check_finite(module)
     model = Model(module.to(place).eval(), tokenizer or found, name=name)
