@@ -70,7 +70,7 @@ def test_unknown_names_come_with_near_ones(name: str, message: str) -> None:
 def test_a_hub_name_without_a_hub_is_something_missing_here() -> None:
     with pytest.raises(MissingBackendError, match="neither a built-in nor a folder"):
         tr.load("nobody/no-such-model-zzz")
-    with pytest.raises(ConfigError, match="no model named 'expertt'.* Did you mean 'builtin:expert'"):
+    with pytest.raises(ConfigError, match=r"no model named 'expertt'.* Did you mean 'builtin:expert'"):
         tr.load("expertt")
 
 
