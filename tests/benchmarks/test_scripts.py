@@ -115,3 +115,16 @@ def test_the_committed_record_is_a_full_run(script):
     assert set(record) >= KEYS
     assert record["quick"] is False
     assert record["bars_apply"] is True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["verify_cost.py", "short_texts.py"])
+def test_the_scripts_about_verdicts_run(script: str, tmp_path: Path) -> None:
+    out = tmp_path / "record.json"
+    done = start(script, "--quick", "--out", str(out))
+    assert done.returncode == 0, done.stderr[-2000:]
+    record = read(done.stdout.strip().splitlines()[-1])
+    assert record == read(out.read_text())
+    assert record["quick"]
+    assert record["bars"]
+    assert not record["bars_apply"]
