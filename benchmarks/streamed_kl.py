@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from twinrun.bench.memory import peak_extra_bytes, peak_resident_bytes
 from twinrun.bench.timing import interleave, noise, ratio
-from twinrun.numerics.blocks import block_bounds
+from twinrun.numerics.blocks import BLOCK_BYTES, HEAD_BLOCKS, block_bounds
 from twinrun.numerics.divergence import kl_divergence, kl_of_rows
 
 ABOUT = "KL at every position: streamed through the heads, against two whole tables of logits"
@@ -105,7 +105,7 @@ def agreement(ways: Ways, config: Config) -> dict[str, Any]:
     rows = torch.randperm(config.positions, generator=source)[: config.checked_rows].sort().values.tolist()
     found = {STREAMED: ways.streamed().double(), WHOLE: ways.whole().double()}
     blocks = {
-        STREAMED: list(block_bounds(config.positions, ways.p.vocab_size)),
+        STREAMED: list(block_bounds(config.positions, ways.p.vocab_size, HEAD_BLOCKS * BLOCK_BYTES)),
         WHOLE: [(0, config.positions)],
     }
     exact = ways.from_hidden_float64(rows)
@@ -159,6 +159,9 @@ def measure(config: Config) -> dict[str, Any]:
         "vocab_size": pair.p.vocab_size,
         "width": pair.hidden[0].shape[1],
         "rows_a_block": next(block_bounds(config.positions, pair.p.vocab_size))[1],
+        "rows_a_head_call": next(
+            block_bounds(config.positions, pair.p.vocab_size, HEAD_BLOCKS * BLOCK_BYTES)
+        )[1],
         "arms": timings_json(timings),
         "ratios": ratios_json(ratios),
         "peak_extra": memory,

@@ -1,18 +1,21 @@
 """How far the two witnesses keep clean runs and planted faults apart: a table and a record.
 
-Run from the repository root: `python -m benchmarks.verify_calibration`; about six minutes on one core.
+python benchmarks/verify_calibration.py       about six minutes on one core
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the small families are those of the tests
 
 import twinrun as tr
 from tests.support import zoo
@@ -23,7 +26,15 @@ from twinrun.records.env import environment
 from twinrun.verify import witness
 
 RESULT = Path(__file__).parent / "results" / "verify_calibration.json"
-CONSTANTS = ("RATIO_MAX", "RATIO_RMS", "FLOOR_ULPS_MAX", "FLOOR_ULPS_RMS", "SWEEP_FACTOR", "SWEEP_FLOOR_ULPS")
+CONSTANTS = (
+    "RATIO_MAX",
+    "RATIO_RMS",
+    "FEW_POSITIONS",
+    "FLOOR_ULPS_MAX",
+    "FLOOR_ULPS_RMS",
+    "SWEEP_FACTOR",
+    "SWEEP_FLOOR_ULPS",
+)
 CLEAN_FAMILIES = (
     "llama", "mistral", "qwen2", "qwen3", "qwen3moe", "mixtral", "gemma2", "gemma3", "phi", "gpt2",
     "gptj", "bloom", "falcon", "olmo2", "granite", "cohere2", "stablelm", "nemotron", "gptoss",
@@ -35,8 +46,8 @@ def row_of(verdict: tr.Verdict, **what: Any) -> dict[str, Any]:
     """One line of the record. `*_of_limit` are shares of what the rule allows: above 1 convicts."""
     ratio, sweep = verdict.ratio, verdict.sweep
     parts = {
-        "ratio_max_of_limit": None if verdict.ratio_max is None else verdict.ratio_max / witness.RATIO_MAX,
-        "ratio_rms_of_limit": None if verdict.ratio_rms is None else verdict.ratio_rms / witness.RATIO_RMS,
+        "ratio_max_of_limit": None if ratio is None or ratio.max is None else ratio.max / ratio.allowed_max,
+        "ratio_rms_of_limit": None if ratio is None or ratio.rms is None else ratio.rms / ratio.allowed_rms,
         "sweep_of_limit": None if sweep.gap is None or not sweep.allowed else sweep.gap / sweep.allowed,
     }
     return {

@@ -149,11 +149,11 @@ class Model:
             ids = [int(i) for i in prompt]
         if not ids:
             raise ConfigError(f"the prompt {prompt!r:.40} has no tokens; give at least one token")
-        wrong = [i for i in ids if not 0 <= i < self.vocab_size]
+        vocab = self.vocab_size
+        wrong = [i for i in ids if not 0 <= i < vocab]
         if wrong:
             raise ConfigError(
-                f"token id {wrong[0]} is outside the vocabulary of {self.name}; ids run from 0 to "
-                f"{self.vocab_size - 1}"
+                f"token id {wrong[0]} is outside the vocabulary of {self.name}; ids run from 0 to {vocab - 1}"
             )
         limit = self.max_context
         if limit is not None and len(ids) + new_tokens > limit:

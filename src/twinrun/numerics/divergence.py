@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from twinrun.errors import ShapeError
-from twinrun.numerics.blocks import BLOCK_BYTES, LogitRows, block_bounds, log_softmax
+from twinrun.numerics.blocks import BLOCK_BYTES, LogitRows, log_softmax, row_blocks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,9 +55,9 @@ def token_stats(
         )
     k = min(top_k, source.vocab_size)
     parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    for start, stop in block_bounds(source.num_rows, source.vocab_size, block_bytes):
-        logp = log_softmax(source.rows(start, stop))
-        want = next_ids[start:stop].to(logp.device)
+    for rows, (logits,) in row_blocks(source, block_bytes=block_bytes):
+        logp = log_softmax(logits)
+        want = next_ids[rows].to(logp.device)
         picked = logp.gather(1, want.clamp_min(0)[:, None])[:, 0]
         top = logp.topk(k, dim=-1)
         entropy = -torch.linalg.vecdot(logp.exp(), logp.clamp_min(torch.finfo(logp.dtype).min))
@@ -99,12 +99,13 @@ def kl_divergence(p: LogitRows, q: LogitRows, block_bytes: int = BLOCK_BYTES) ->
         raise ShapeError(f"KL needs the same positions on both sides, got {p.num_rows} and {q.num_rows} rows")
     shared = min(p.vocab_size, q.vocab_size)
     kl, mass_p, mass_q = [torch.empty(0)], [torch.empty(0)], [torch.empty(0)]
-    for start, stop in block_bounds(p.num_rows, max(p.vocab_size, q.vocab_size), block_bytes):
-        logp, out_p = _restrict(log_softmax(p.rows(start, stop)), shared)
-        logq, out_q = _restrict(log_softmax(q.rows(start, stop)), shared)
+    for _, (logits_p, logits_q) in row_blocks(p, q, block_bytes=block_bytes):
+        logp, out_p = _restrict(log_softmax(logits_p), shared)
+        logq, out_q = _restrict(log_softmax(logits_q), shared)
         kl.append(kl_of_rows(logp, logq).cpu())
         mass_p.append(out_p.cpu())
         mass_q.append(out_q.cpu())
+        del logp, logq  # before the next block makes new ones
     return Divergence(
         kl=torch.cat(kl),
         shared_vocab=shared,

@@ -42,7 +42,7 @@ def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> tu
     """Choose a token from one row of logits `[vocab]`; return it with its log-probability under the raw row.
 
     Temperature divides the logits; top-k keeps the k likeliest; top-p keeps the smallest set of likeliest
-    tokens whose mass reaches p (Holtzman et al. 2020, arXiv:1904.09751v2, section 3.1). One uniform number
+    tokens whose mass reaches p (Holtzman et al. 2020, arXiv:1904.09751). One uniform number
     is drawn a token and looked up in the cumulative distribution sorted by probability, so a rounding
     difference in the logits moves the outcome only when the number falls on a boundary.
 
