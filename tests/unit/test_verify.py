@@ -245,3 +245,11 @@ def test_a_gross_fault_in_a_router_model_is_not_excused_as_ties(family: str) -> 
     with fault.planted(candidate):
         found = tr.verify(tr.Recompute(model), candidate, prompts, sweep=False)
     assert found.verdict == "different", found
+
+
+def test_a_candidate_without_a_tokenizer_takes_the_references_ids(amateur: tr.Model) -> None:
+    bare = tr.load(amateur.model)
+    assert bare.tokenizer is None
+    assert tr.verify(tr.Recompute(amateur), tr.SinglePass(bare), ["3 + 4 = 7"], sweep=False).passed
+    with pytest.raises(ConfigError, match="without a tokenizer"):
+        tr.verify(tr.Recompute(bare), tr.SinglePass(amateur), ["3 + 4 = 7"])

@@ -66,7 +66,7 @@ def as_cases(prompts: Iterable[Any], reference: Any, candidate: Any) -> list[Cas
             continue
         label = f"prompt {number}"
         ids = _encode(prompt, reference, label)
-        other = _encode(prompt, candidate, label) if isinstance(prompt, str) else ids
+        other = _encode(prompt, candidate, label) if isinstance(prompt, str) and _reads(candidate) else ids
         if ids != other:
             at = first_difference(ids, other)
             raise ConfigError(
@@ -77,6 +77,11 @@ def as_cases(prompts: Iterable[Any], reference: Any, candidate: Any) -> list[Cas
     if not cases:
         raise ConfigError("no prompts were given; pass texts, token ids, or tr.probes(model)")
     return cases
+
+
+def _reads(side: Any) -> bool:
+    """Whether a side has a tokenizer of its own; one without takes the reference's ids."""
+    return getattr(getattr(side, "model", None), "tokenizer", None) is not None
 
 
 def _encode(prompt: Any, side: Any, label: str) -> list[int]:
