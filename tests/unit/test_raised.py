@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -15,14 +16,14 @@ from twinrun.models.raised import raised, raised_part
 IDS = torch.arange(12)[None] * 5
 
 
-@pytest.mark.parametrize("resident", [False, True])
+@pytest.mark.parametrize("budget", [0, 60_000, math.inf])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "mixtral"])
-def test_bfloat16_raised_equals_a_float32_copy(family: str, resident: bool) -> None:
+def test_bfloat16_raised_equals_a_float32_copy(family: str, budget: float) -> None:
     model = make(family, "bfloat16")
     before = fingerprint(model.model)
     with torch.inference_mode():
         low = model.model(IDS).logits
-        with raised(model.model, model.layout.layers, torch.float32, resident=resident):
+        with raised(model.model, model.layout.layers, torch.float32, budget_bytes=budget):
             up = model.model(IDS).logits
         want = copy.deepcopy(model.model).float()(IDS).logits
         again = model.model(IDS).logits
@@ -52,7 +53,7 @@ def test_an_error_inside_puts_everything_back() -> None:
     before = fingerprint(model.model)
     with (
         pytest.raises(RuntimeError, match="boom"),
-        raised(model.model, model.layout.layers, torch.float32, resident=True),
+        raised(model.model, model.layout.layers, torch.float32, budget_bytes=math.inf),
     ):
         raise RuntimeError("boom")
     assert fingerprint(model.model) == before

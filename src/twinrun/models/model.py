@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from twinrun.errors import ConfigError
 from twinrun.models.layout import Layout, find_layout
-from twinrun.models.memory import free_bytes, raised_bytes
+from twinrun.models.memory import free_bytes
 from twinrun.models.raised import raised, raised_part, refuse_packed
 from twinrun.models.tail import text_config
 from twinrun.numerics.precision import dtype_name, one_up
@@ -195,12 +196,11 @@ class Model:
     def raised(self) -> Iterator[torch.dtype]:
         """Run this model one precision up inside the block; yields that precision. See `twinrun.models.raised`.
 
-        All weights are cast once if a whole copy fits into free memory, otherwise unit by unit around each
-        forward.
+        As many layers as fit into two thirds of free memory are cast once, the others around each forward.
         """
         dtype = one_up(self.dtype)
-        resident = self.is_compiled or raised_bytes(self.core, dtype) * 1.5 < free_bytes(self.device)
-        with raised(self.core, self.layout.layers, dtype, resident=resident):
+        budget = math.inf if self.is_compiled else free_bytes(self.device) * 2 / 3
+        with raised(self.core, self.layout.layers, dtype, budget_bytes=budget):
             yield dtype
 
     def can_raise(self) -> str | None:

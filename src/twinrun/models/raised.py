@@ -1,9 +1,9 @@
 """Run a model one precision up without a second copy of its weights, and put every bit back afterwards.
 
 Each unit (a decoder layer, an embedding, a norm, the head) is cast up when its forward starts and gets its
-own tensors back when it ends, so the extra memory is one unit. With `resident=True` all units stay up for
-the whole block, which costs memory and saves the casts: right for many short forwards. The originals are
-never written to, so the model is bit-identical afterwards, also when the block raises.
+own tensors back when it ends, so the extra memory is one unit. Units that fit into `budget_bytes` stay up for
+the whole block instead, which saves their casts: many short forwards are dear otherwise. The originals are never
+written to, so the model is bit-identical afterwards, also when the block raises.
 
 Inside the block, code that asks for float32 by name (norms, softmax, rotary tables) gets the raised
 precision too: otherwise a float64 oracle would round to float32 in every norm.
@@ -30,6 +30,11 @@ class _Unit:
         self.dtype = dtype
         self.depth = 0
         self.kept: list[tuple[dict[str, Any], str, Any]] = []
+
+    def raised_bytes(self) -> int:
+        tensors = (t for m in self.modules for store in (m._parameters, m._buffers) for t in store.values())
+        floats = {id(t): t.numel() for t in tensors if t is not None and t.is_floating_point()}
+        return sum(floats.values()) * self.dtype.itemsize
 
     def up(self) -> None:
         self.depth += 1
@@ -78,7 +83,7 @@ class _Float32Means(TorchFunctionMode):
 
 @contextmanager
 def raised(
-    module: nn.Module, layers: Iterable[nn.Module], dtype: torch.dtype, *, resident: bool = False
+    module: nn.Module, layers: Iterable[nn.Module], dtype: torch.dtype, *, budget_bytes: float = 0
 ) -> Iterator[None]:
     """Run `module` in `dtype` inside the block.
 
@@ -87,14 +92,14 @@ def raised(
         layers: its decoder layers; each is one unit, every other module that owns tensors is a unit of its
             own.
         dtype: a precision above the model's.
-        resident: cast everything once for the whole block instead of each unit around its own forward.
+        budget_bytes: memory for raised copies; the first units that fit are cast once for the whole block, the
+            others around each of their own forwards.
 
     Raises:
         UnsupportedModelError: the weights are stored in a packed or integer format that has no higher
             precision here.
 
-    Cost: streamed, one cast of the weights a forward and one unit of memory; resident, one cast and a whole
-        raised copy.
+    Cost: one cast of a unit a block, or a forward beyond the budget; the budget and one unit of memory.
     """
     refuse_packed(module)
     layers = list(layers)
@@ -109,7 +114,8 @@ def raised(
             if type(part) is nn.Embedding:
                 undo.callback(part.register_forward_hook(lambda _m, _a, out: out.to(dtype)).remove)
         for part, unit in units:
-            if resident:
+            budget_bytes -= unit.raised_bytes()
+            if budget_bytes >= 0:
                 unit.up()
                 undo.callback(unit.down)
             else:
