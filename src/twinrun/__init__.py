@@ -21,6 +21,8 @@ _EXPORTS = {
     "Run": "twinrun.records.run",
     "Step": "twinrun.records.run",
     "verify": "twinrun.verify.verify",
+    "blame": "twinrun.verify.blame",
+    "Blame": "twinrun.verify.culprit",
     "probes": "twinrun.verify.probes",
     "Case": "twinrun.verify.case",
     "Budget": "twinrun.verify.budget",
@@ -45,8 +47,10 @@ if TYPE_CHECKING:
     from twinrun.runners.sampling import Sampling as Sampling
     from twinrun.runners.score import score as score
     from twinrun.runners.singlepass import SinglePass as SinglePass
+    from twinrun.verify.blame import blame as blame
     from twinrun.verify.budget import Budget as Budget
     from twinrun.verify.case import Case as Case
+    from twinrun.verify.culprit import Blame as Blame
     from twinrun.verify.probes import probes as probes
     from twinrun.verify.verdict import Verdict as Verdict
     from twinrun.verify.verify import verify as verify

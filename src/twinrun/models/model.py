@@ -198,7 +198,12 @@ class Model:
 
         As many layers as fit into two thirds of free memory are cast once, the others around each forward.
         """
-        dtype = one_up(self.dtype)
+        with self.cast(one_up(self.dtype)) as dtype:
+            yield dtype
+
+    @contextmanager
+    def cast(self, dtype: torch.dtype) -> Iterator[torch.dtype]:
+        """Run this model with its weights in another precision inside the block; yields that precision."""
         budget = math.inf if self.is_compiled else free_bytes(self.device) * 2 / 3
         with raised(self.core, self.layout.layers, dtype, budget_bytes=budget):
             yield dtype

@@ -44,7 +44,11 @@ class _Unit:
         for module in self.modules:
             for store in (module._parameters, module._buffers):
                 for name, tensor in store.items():
-                    if tensor is None or not tensor.is_floating_point() or tensor.dtype == self.dtype:
+                    if tensor is None or (
+                        store is module._buffers and tensor.dtype.itemsize > self.dtype.itemsize
+                    ):
+                        continue  # a rotary table stays as fine as it is when weights are cast down
+                    if not tensor.is_floating_point() or tensor.dtype == self.dtype:
                         continue
                     self.kept.append((store, name, tensor))
                     if id(tensor) not in raised:

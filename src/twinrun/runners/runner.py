@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from twinrun.errors import ConfigError, ShapeError
 from twinrun.models.model import Model, Prompt
@@ -65,6 +65,15 @@ class ModelRunner(ABC):
     def dtype(self) -> str:
         """Precision of the model, as a name."""
         return dtype_name(self.model.dtype)
+
+    @property
+    def module(self) -> nn.Module:
+        """The module whose forward this runner calls; `blame` and `trace` set their hooks on it."""
+        return self.model.core
+
+    def cast(self, dtype: torch.dtype) -> AbstractContextManager[torch.dtype]:
+        """Inside the block this runner runs its model with weights in `dtype`."""
+        return self.model.cast(dtype)
 
     def raised(self) -> AbstractContextManager[torch.dtype]:
         """Inside the block this runner runs its model one precision up."""

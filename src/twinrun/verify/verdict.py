@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from twinrun.records.env import environment
+from twinrun.verify.culprit import Blame
 from twinrun.verify.flips import Flips
 from twinrun.verify.summary import finite_or_none
 from twinrun.verify.witness import Ratio, Sweep
@@ -30,7 +31,8 @@ class Verdict:
         top1_agreement: share of positions with the same likeliest token; `top1_stderr` is its binomial
             standard error.
         flips: changes of the likeliest token, ties apart.
-        blame: the first place where the sides part; None when they do not.
+        blame: the first place where the sides part, in words; None when they do not.
+        culprit: the same as a record, with step, position, layer and module; None where no module could be seen.
         seconds: time of each side in its own precision, of the oracle, and of the candidate one precision up.
         table: one list a column, one entry a position, for `to_pandas`.
     """
@@ -62,6 +64,7 @@ class Verdict:
     paths: dict[str, str]
     cases: list[dict[str, Any]] = field(repr=False)
     table: dict[str, list[Any]] = field(repr=False)
+    culprit: Blame | None = field(default=None, repr=False)
     env: dict[str, Any] = field(default_factory=environment, repr=False)
 
     @property
@@ -77,6 +80,8 @@ class Verdict:
         """Return the record without the per-position table, as plain JSON types; Inf and NaN become None."""
         record: dict[str, Any] = finite_or_none(asdict(self))
         del record["table"]
+        if record["culprit"] is not None:
+            del record["culprit"]["table"]
         return record
 
     def to_pandas(self) -> Any:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from twinrun.errors import ConfigError
+from twinrun.errors import ConfigError, TwinrunError
 from twinrun.numerics.precision import one_up, parse_dtype
 from twinrun.records.scores import Scores
+from twinrun.verify.blame import blame
 from twinrun.verify.budget import Budget
 from twinrun.verify.case import Case, as_cases
 from twinrun.verify.evidence import Evidence
@@ -29,6 +32,7 @@ def verify(
     *,
     budget: Budget | Mapping[str, float] | None = None,
     sweep: bool = True,
+    explain: bool = True,
     on_progress: Progress | None = None,
 ) -> Verdict:
     """Say whether the candidate is still the same model as the reference: identical, equivalent, lossy or different.
@@ -48,6 +52,8 @@ def verify(
         prompts: texts, lists of token ids, or cases; `twinrun.probes(model)` builds good ones.
         budget: what a lossy candidate may cost, for example `{"kl": 0.01, "top1": 0.98}`.
         sweep: hear the second witness. Off saves one forward pass of the candidate and finds fewer bugs.
+        explain: where the verdict is "different", look into the first case that stands out and name the module
+            (`twinrun.blame`; `Verdict.culprit`). Both sides need `module` for that.
         on_progress: called between passes.
 
     Returns:
@@ -61,7 +67,7 @@ def verify(
     bfloat16 noise.
 
     Cost: each side runs twice, once in its own precision and once one up; memory for one case's hidden
-        states four times.
+        states four times. An explanation adds three or four passes over one case.
 
     Example:
         >>> m = load("builtin:amateur")
@@ -96,7 +102,20 @@ def verify(
         evidence.add(case, ref, cand, oracle, up)
     if on_progress is not None:
         on_progress(len(cases) * passes, len(cases) * passes, "done")
-    return judge(evidence, reference, candidate, allowed, low, one_up(low))
+    verdict = judge(evidence, reference, candidate, allowed, low, one_up(low))
+    return _explained(verdict, cases, reference, candidate) if explain and not verdict.passed else verdict
+
+
+def _explained(verdict: Verdict, cases: list[Case], reference: Any, candidate: Any) -> Verdict:
+    """Look into the case that stands out; a side that cannot be looked into keeps the verdict as it is."""
+    odd = [c for c in cases if re.match(rf"{re.escape(c.label)}[:,]", verdict.blame or "")]
+    if not odd or not all(hasattr(side, "module") for side in (reference, candidate)):
+        return verdict
+    try:
+        culprit = blame(reference, candidate, odd[:1])
+    except (TwinrunError, RuntimeError):
+        return verdict
+    return replace(verdict, culprit=culprit, blame=culprit.sentence if culprit.found else verdict.blame)
 
 
 def _dtype_of(side: Any) -> Any:

@@ -1,0 +1,104 @@
+"""What the candidate's model was handed: token ids, position ids, masks, cache lengths. Identity before numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from twinrun.verify.activations import Activations
+from twinrun.verify.culprit import Kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Something handed over that is not what the reference was handed."""
+
+    kind: Kind
+    row: int
+    position: int
+    text: str
+    module: str | None = None
+    order: int = -1
+    """When the module that got it finished; -1 for what the whole model was handed."""
+
+
+def findings(reference: Activations, candidate: Activations) -> list[Finding]:
+    """Everything that was handed over differently, the earliest position first; at one position the earliest module."""
+    found = [
+        *_ids(candidate),
+        *_cache(candidate),
+        *_positions(reference, candidate),
+        *_masks(reference, candidate),
+    ]
+    return sorted(found, key=lambda f: (f.row, f.position, f.order))
+
+
+def _ids(candidate: Activations) -> Iterator[Finding]:
+    for forward in candidate.forwards:
+        for row, (position, token) in forward.strays.items():
+            right = candidate.rows[row].tokens
+            steps = candidate.rows[row].step_of
+            if steps is not None and int(steps[position]) >= 0:
+                continue  # fed rightly by another forward (a rejected draft, say)
+            yield Finding(
+                kind="input ids",
+                row=row,
+                position=position,
+                text=f"the model was fed id {token} where the text has {right[position]}",
+            )
+
+
+def _cache(candidate: Activations) -> Iterator[Finding]:
+    for forward in candidate.forwards:
+        for row, (claimed, told) in forward.behind.items():
+            yield Finding(
+                kind="cache",
+                row=row,
+                position=told,
+                text=f"the cache holds {claimed} tokens where {told} came before",
+            )
+        lengths = set(forward.cache)
+        if len(lengths) > 1:
+            usual = max(lengths, key=forward.cache.count)
+            layer = next(i for i, n in enumerate(forward.cache) if n != usual)
+            for row, start in enumerate(forward.starts):
+                yield Finding(
+                    kind="cache",
+                    row=row,
+                    position=max(0, start),
+                    text=f"the cache of layer {layer} holds {forward.cache[layer]} tokens, the others {usual}",
+                )
+
+
+def _positions(reference: Activations, candidate: Activations) -> Iterator[Finding]:
+    for number, (ours, theirs) in enumerate(zip(reference.rows, candidate.rows, strict=True)):
+        if ours.position_ids is None or theirs.position_ids is None:
+            continue
+        known = (ours.position_ids >= 0) & (theirs.position_ids >= 0)
+        for at in (known & (ours.position_ids != theirs.position_ids)).nonzero()[:, 0].tolist()[:1]:
+            given, right = int(theirs.position_ids[at]), int(ours.position_ids[at])
+            yield Finding(
+                kind="positions",
+                row=number,
+                position=at,
+                text=f"the model was handed position id {given} for the token at {right}",
+            )
+
+
+def _masks(reference: Activations, candidate: Activations) -> Iterator[Finding]:
+    order = {name: i for i, name in enumerate(candidate.order)}
+    for number, (ours, theirs) in enumerate(zip(reference.rows, candidate.rows, strict=True)):
+        for module, keys in theirs.keys.items():
+            right = ours.keys.get(module)
+            if right is None:
+                continue
+            wrong = ((right >= 0) & (keys >= 0) & (right != keys)).nonzero()[:, 0].tolist()
+            for at in wrong[:1]:
+                yield Finding(
+                    kind="mask",
+                    row=number,
+                    position=at,
+                    module=module,
+                    order=order.get(module, 0),
+                    text=f"its query may attend to {int(keys[at])} keys where the reference's sees {int(right[at])}",
+                )

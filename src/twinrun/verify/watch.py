@@ -1,0 +1,193 @@
+"""Follow the forwards of one model while a runner scores: which tokens each forward was fed, and where they stand.
+
+Positions come from the tokens and the cache, never from the position ids that the runner hands over: those are
+one of the things on trial.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass(slots=True)
+class Forward:
+    """One forward of the model, rows of the batch in the order in which they were fed.
+
+    `starts[i]` is the absolute position of slot 0 of row i (negative where the row begins with padding).
+    """
+
+    index: int
+    width: int
+    starts: list[int]
+    cache: tuple[int, ...]
+    """Cached slots of each layer before this forward; empty without a cache."""
+    pads: list[int]
+    strays: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """Row -> (position, id) of the first slot that was fed another id than the text has there."""
+    behind: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """Row -> (tokens the cache claims, tokens that came before) where these differ."""
+    fresh: list[tuple[int, int]] = field(default_factory=list)
+    """For each row the slots [from, to) whose positions are computed here for the first time."""
+    position_ids: Tensor | None = None
+    """`[rows or 1, width]` as the model's modules got them."""
+    logits: Tensor | None = None
+
+
+class Watch:
+    """Forwards seen so far. `rows` are the texts being scored, known beforehand; their ids prove the alignment.
+
+    With `rows=None` nothing is known beforehand (a free run): positions follow from the cache alone.
+    """
+
+    def __init__(self, rows: Sequence[Sequence[int]] | None) -> None:
+        """Use `watching`, which sets the hooks."""
+        self.rows = None if rows is None else [list(row) for row in rows]
+        self.forwards: list[Forward] = []
+        self.done: list[int] = [0] * (len(self.rows) if self.rows is not None else 1)
+        self.now: Forward | None = None
+        self.on_end: list[Callable[[Forward], None]] = []
+
+    def begin(self, by_name: dict[str, Any]) -> None:
+        """Work out where the slots of this forward stand."""
+        self.now = None
+        ids = by_name.get("input_ids")
+        if not isinstance(ids, Tensor) or ids.ndim != 2:
+            return
+        if self.rows is not None and ids.shape[0] != len(self.rows):
+            return
+        if self.rows is None and len(self.done) != ids.shape[0]:
+            self.done = [0] * ids.shape[0]
+        cache = layer_lengths(by_name.get("past_key_values"))
+        past = cache[0] if cache else 0
+        pads = _left_pads(by_name.get("attention_mask"), ids.shape[0])
+        now = Forward(
+            index=len(self.forwards),
+            width=ids.shape[1],
+            starts=[past - p for p in pads],
+            cache=cache,
+            pads=pads,
+        )
+        if self.rows is not None:
+            self._prove(now, ids)
+        for i, start in enumerate(now.starts):
+            first = max(0, self.done[i] - start, -start)
+            now.fresh.append((first, now.width) if i not in now.strays and first < now.width else (0, 0))
+        self.now = now
+        self.forwards.append(now)
+
+    def end(self, logits: Tensor | None) -> None:
+        """Take note of what this forward has computed."""
+        now, self.now = self.now, None
+        if now is None:
+            return
+        now.logits = logits
+        for i, (first, stop) in enumerate(now.fresh):
+            if stop > first:
+                limit = len(self.rows[i]) if self.rows is not None else now.starts[i] + stop
+                self.done[i] = max(self.done[i], min(now.starts[i] + stop, limit))
+        for call in self.on_end:
+            call(now)
+
+    def _prove(self, now: Forward, ids: Tensor) -> None:
+        """Hold the ids against the texts; where the cache claims another place than the tokens, believe the tokens."""
+        assert self.rows is not None
+        for i, (row, fed) in enumerate(zip(self.rows, ids.tolist(), strict=True)):
+            claimed = now.starts[i]
+            wrong = _first_difference(row, fed, claimed)
+            if wrong is None:
+                continue
+            told = self.done[i] - (now.pads[i] if not now.cache else 0)
+            if now.cache and told != claimed and _first_difference(row, fed, told) is None:
+                now.behind[i] = (claimed, told)
+                now.starts[i] = told
+            elif claimed + wrong < len(row):
+                now.strays[i] = (claimed + wrong, fed[wrong])
+
+
+def _first_difference(row: list[int], fed: list[int], start: int) -> int | None:
+    """First slot with another id than the text has there. Slots of padding and behind the end prove nothing."""
+    for slot, token in enumerate(fed):
+        position = start + slot
+        if 0 <= position < len(row) and row[position] != token:
+            return slot
+    return None
+
+
+def layer_lengths(cache: Any) -> tuple[int, ...]:
+    """Tokens that each layer of a transformers cache has seen; empty for None or another kind of cache."""
+    layers = getattr(cache, "layers", None)
+    if cache is None or layers is None:
+        return ()
+    return tuple(int(layer.get_seq_length()) for layer in layers) or (int(cache.get_seq_length()),)
+
+
+def _left_pads(mask: Any, rows: int) -> list[int]:
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[0] != rows:
+        return [0] * rows
+    return [int(n) for n in (mask.long().cumsum(-1) == 0).sum(-1).tolist()]
+
+
+def by_name(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a module's forward by the names of its parameters."""
+    if not args:
+        return kwargs
+    return {**dict(zip(inspect.signature(part.forward).parameters, args, strict=False)), **kwargs}
+
+
+@contextmanager
+def watching(core: nn.Module, watch: Watch) -> Iterator[Watch]:
+    """Follow the forwards of `core` inside the block; hooks are gone afterwards, however it ends.
+
+    Args:
+        core: the model whose forward a runner calls.
+        watch: what the forwards are told to. Its `begin` runs before every other hook of `core`, its `end` after
+            those that are there already.
+
+    Cost: nothing but bookkeeping a forward, and one read of ids and mask.
+    """
+
+    def before(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        watch.begin(by_name(part, args, kwargs))
+
+    def after(_part: nn.Module, _args: Any, output: Any) -> None:
+        logits = getattr(output, "logits", output[0] if isinstance(output, tuple) else output)
+        watch.end(logits if isinstance(logits, Tensor) else None)
+
+    def see(found: Any) -> None:
+        now = watch.now
+        if now is None or now.position_ids is not None or not isinstance(found, Tensor):
+            return
+        if found.shape[-1:] == (now.width,) and not found.is_floating_point():
+            now.position_ids = found.detach().reshape(-1, now.width)
+
+    def see_positions(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        see(by_name(part, args, kwargs).get("position_ids"))
+
+    def see_learned(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        named = by_name(part, args, kwargs)
+        see(named.get("position_ids", next((a for a in named.values() if isinstance(a, Tensor)), None)))
+
+    tokens = _token_embedding(core)
+    with ExitStack() as undo:
+        undo.callback(core.register_forward_pre_hook(before, with_kwargs=True, prepend=True).remove)
+        undo.callback(core.register_forward_hook(after).remove)
+        for part in core.modules():
+            if part is core or part is tokens:
+                continue
+            if isinstance(part, nn.Embedding):
+                undo.callback(part.register_forward_pre_hook(see_learned, with_kwargs=True).remove)
+            elif "position_ids" in inspect.signature(part.forward).parameters:
+                undo.callback(part.register_forward_pre_hook(see_positions, with_kwargs=True).remove)
+        yield watch
+
+
+def _token_embedding(core: nn.Module) -> nn.Module | None:
+    get = getattr(core, "get_input_embeddings", None)
+    found = get() if callable(get) else None
+    return found if isinstance(found, nn.Module) else None
