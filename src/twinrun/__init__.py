@@ -28,6 +28,8 @@ _EXPORTS = {
     "Budget": "twinrun.verify.budget",
     "Verdict": "twinrun.verify.verdict",
     "score": "twinrun.runners.score",
+    "trace": "twinrun.trace.trace",
+    "Trace": "twinrun.trace.record",
     "contrast": "twinrun.contrast.contrast",
 }
 __all__ = ["__version__", *_EXPORTS, "errors", "testing"]
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
     from twinrun.runners.sampling import Sampling as Sampling
     from twinrun.runners.score import score as score
     from twinrun.runners.singlepass import SinglePass as SinglePass
+    from twinrun.trace.record import Trace as Trace
+    from twinrun.trace.trace import trace as trace
     from twinrun.verify.blame import blame as blame
     from twinrun.verify.budget import Budget as Budget
     from twinrun.verify.case import Case as Case

@@ -47,6 +47,10 @@ class NonFiniteError(TwinrunError, ArithmeticError):
     """NaN or Inf where a number was needed; names the tensor."""
 
 
+class TraceError(TwinrunError, ValueError):
+    """A recorded trace that is damaged, or two traces that cannot be compared."""
+
+
 class VerificationFailed(TwinrunError, AssertionError):
     """A verdict that was asserted and did not hold. Also an `AssertionError`, so pytest shows it as a failed test."""
 

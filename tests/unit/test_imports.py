@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "records": {"errors", "numerics"},
     "models": FOUNDATION,
     "verify": FOUNDATION,
-    "trace": FOUNDATION,
+    "trace": FOUNDATION | {"verify"},
     "report": FOUNDATION,
     **{part: FOUNDATION | {"models"} | TECHNIQUES for part in TECHNIQUES},
     **dict.fromkeys(STUDIES, BELOW_STUDIES | STUDIES),

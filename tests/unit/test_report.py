@@ -14,8 +14,8 @@ from rich.console import Console
 
 from tests.support.demo_record import HOSTILE, demo_record, reference_record, verdict_record
 from twinrun.errors import ConfigError, NonFiniteError
+from twinrun.records.write import to_json, write_bytes, write_json, write_text
 from twinrun.report import charts, page, plots, tables, view, words
-from twinrun.report.write import to_json, write_bytes, write_json, write_text
 from twinrun.verify import witness
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -65,7 +65,7 @@ def run(name: str, weaker: str | None, plan: Plan, out: Path, human: Console) ->
     from twinrun.cli import demo_steps as steps
     from twinrun.cli import demo_twins
     from twinrun.cli.demo_text import answer_problems, choose_text, pace
-    from twinrun.report.write import write_text
+    from twinrun.records.write import write_text
     from twinrun.runners.recompute import Recompute
 
     began = time.perf_counter()

@@ -10,9 +10,9 @@ from rich.text import Text as Words
 
 from twinrun.cli.demo_text import Text
 from twinrun.models.model import Model
+from twinrun.records.write import write_bytes, write_json, write_text
 from twinrun.report import page, plots, tables
 from twinrun.report.words import short, times
-from twinrun.report.write import write_bytes, write_json, write_text
 
 MOST_TEXTS = 3
 """Shaded answers on the terminal; the page has all."""

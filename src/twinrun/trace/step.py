@@ -1,0 +1,110 @@
+"""One forward of a traced run: what it was handed, what it computed, and what it said about each scored position."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TOP_K = 5
+
+
+@dataclass(slots=True, kw_only=True)
+class Scored:
+    """What a run said at one position about the token behind it.
+
+    Attributes:
+        position: absolute, from 0; its logits choose the token at `position + 1`.
+        token: the token that follows (chosen in a free run, given in a forced one); None after the last.
+        logprob: its log-probability, nats, under the raw distribution.
+        top_ids, top_probs: the five likeliest tokens.
+        entropy: nats.
+        margin: log-probability gap of the two likeliest tokens, nats.
+    """
+
+    position: int
+    token: int | None
+    logprob: float | None
+    top_ids: list[int]
+    top_probs: list[float]
+    entropy: float
+    margin: float
+
+    @classmethod
+    def of(cls, logits: Tensor, position: int, token: int | None) -> Scored:
+        """Summarise one row of logits `[vocab]` in float32."""
+        logp = torch.log_softmax(logits.float(), dim=-1)
+        top = logp.topk(min(TOP_K, logp.shape[-1]))
+        values = top.values.tolist()
+        probs = logp.exp()
+        return cls(
+            position=position,
+            token=token,
+            logprob=None if token is None else float(logp[token]),
+            top_ids=top.indices.tolist(),
+            top_probs=top.values.exp().tolist(),
+            entropy=float(-(probs * logp.masked_fill(probs == 0, 0.0)).sum()),
+            margin=values[0] - values[1] if len(values) > 1 else 0.0,
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class TracedStep:
+    """One forward.
+
+    Attributes:
+        step: number of the forward, from 0.
+        seconds: from the end of the step before to the end of this one.
+        first, last: absolute positions that the forward ran over.
+        position_ids: first and last position id that the model was handed; None if it takes none.
+        cache: tokens that each layer's cache holds behind the forward; empty without a cache.
+        keys: fewest and most keys that a query of this forward may attend to, over the layers; None if unknown.
+        rows: what it said at each scored position.
+        hidden: `[rows, layers + 1, 17]` float64 fingerprints of the hidden states (embedding first), or None.
+        states: `[rows, layers + 1, width]` hidden states themselves, or None.
+    """
+
+    step: int
+    seconds: float
+    first: int
+    last: int
+    position_ids: tuple[int, int] | None
+    cache: tuple[int, ...]
+    keys: tuple[int, int] | None
+    rows: list[Scored]
+    hidden: Tensor | None = field(default=None, repr=False)
+    states: Tensor | None = field(default=None, repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything but the tensors as plain JSON types."""
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "first": self.first,
+            "last": self.last,
+            "position_ids": None if self.position_ids is None else list(self.position_ids),
+            "cache": list(self.cache),
+            "keys": None if self.keys is None else list(self.keys),
+            "rows": [asdict(row) for row in self.rows],
+        }
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> TracedStep:
+        """Read what `to_json` wrote."""
+        pairs = {
+            k: None if found[k] is None else (int(found[k][0]), int(found[k][1]))
+            for k in ("position_ids", "keys")
+        }
+        return cls(
+            step=int(found["step"]),
+            seconds=float(found["seconds"]),
+            first=int(found["first"]),
+            last=int(found["last"]),
+            cache=tuple(found["cache"]),
+            rows=[Scored(**row) for row in found["rows"]],
+            position_ids=pairs["position_ids"],
+            keys=pairs["keys"],
+        )

@@ -1,0 +1,170 @@
+"""Run both sides over one prompt, record every step, and say where they part."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing, nullcontext
+from pathlib import Path
+from typing import Any
+
+from twinrun.errors import ConfigError, near_names
+from twinrun.records.env import environment
+from twinrun.records.write import write_json
+from twinrun.trace.identity import identity
+from twinrun.trace.journal import Journal
+from twinrun.trace.numbers import analyse
+from twinrun.trace.record import META, SCHEMA, Trace
+from twinrun.trace.recorder import LEVELS, Level, Recorder, tracing
+from twinrun.trace.side import Side
+from twinrun.verify.blame import By
+
+Progress = Callable[[int, int, str], None]
+
+
+def trace(
+    reference: Any,
+    candidate: Any,
+    prompt: Any,
+    *,
+    max_new_tokens: int = 64,
+    forced: bool | Sequence[int] = False,
+    level: Level = "fingerprints",
+    by: By = "module",
+    explain: bool = True,
+    out: str | Path | None = None,
+    max_bytes: int = 256 * 2**20,
+    on_progress: Progress | None = None,
+    **sampling: Any,
+) -> Trace:
+    """Record both sides step by step and find the first place where they part.
+
+    Both run freely from the prompt, or, with `forced`, score the same continuation. Every forward is a step: what it
+    was handed (positions, position ids, mask, cache length a layer), the five likeliest tokens, entropy, margin, and
+    fingerprints of the hidden states of every layer. The text that both share is then judged with teacher forcing
+    (`twinrun.verify`), which gives the noise that tells a tie from a bug; if it says "different", `twinrun.blame`
+    names the module.
+
+    Args:
+        reference: trusted runner.
+        candidate: runner on trial.
+        prompt: a text or token ids.
+        max_new_tokens: how far to run.
+        forced: True to score the reference's own continuation with both sides, or the token ids of one.
+        level: "steps" keeps no hidden states, "fingerprints" 136 bytes a layer and step, "states" all of them.
+        by: how fine to look for the culprit: "module", "layer" or "step".
+        explain: judge the common text and look for the module. Off, only what was recorded is compared.
+        out: folder to stream the trace to while it runs; it must be empty. `Trace.save` writes one afterwards.
+        max_bytes: of hidden states a side keeps on disk at level "states".
+        on_progress: called with (steps done, steps in all, what).
+        **sampling: as for `generate`; greedy without any.
+
+    Returns:
+        A `Trace`: `first_divergence`, `blame`, `verdict`, and both sides' steps.
+
+    Raises:
+        ConfigError: a prompt that is empty or too long, an unknown level, or a folder that is not empty.
+
+    Cost: recording adds a few percent at the default level. The explanation adds up to eight forward passes over the
+    common text.
+
+    Example:
+        >>> m = load("builtin:amateur")
+        >>> trace(Recompute(m), KVCache(m), "Two and two", max_new_tokens=4).first_divergence is None
+        True
+    """
+    if level not in LEVELS:
+        raise ConfigError(
+            f"unknown level {level!r}; choose from {', '.join(LEVELS)}.{near_names(level, LEVELS)}"
+        )
+    for who, side in (("reference", reference), ("candidate", candidate)):
+        if getattr(side, "module", None) is None or not hasattr(side, "model"):
+            raise ConfigError(
+                f"the {who} ({type(side).__name__}) shows no model to trace; use a twinrun runner"
+            )
+    began = time.perf_counter()
+    mode = "forced" if forced is not False else "free"
+    found = Trace(
+        model=str(reference.model_name),
+        dtype=str(reference.dtype),
+        mode=mode,
+        level=level,
+        settings={"max_new_tokens": max_new_tokens, **sampling},
+        env=environment(),
+    )
+    ids = reference.model.encode(prompt, new_tokens=0 if mode == "forced" else max_new_tokens)
+    text = _continuation(reference, ids, forced, max_new_tokens) if mode == "forced" else None
+    for who, side in (("reference", reference), ("candidate", candidate)):
+        own = ids if who == "reference" else side.model.encode(prompt, new_tokens=max_new_tokens)
+        record = Side(
+            who=who, runner=side.name, dtype=str(side.dtype), identity=identity(side.module), prompt=own
+        )  # type: ignore[arg-type]
+        setattr(found, who, record)
+        if out is not None:
+            write_json(Path(out) / META, {**found.about(), "schema": SCHEMA, "complete": False})
+        _run(side, record, text, found, out, max_bytes, max_new_tokens, sampling, on_progress)
+    found.pieces = _pieces(reference, found)
+    found.complete = True
+    analyse(found, reference, candidate, explain=explain, by=by)
+    found.seconds = time.perf_counter() - began
+    if out is not None:
+        write_json(Path(out) / META, {**found.about(), "schema": SCHEMA, "complete": True})
+    return found
+
+
+def _continuation(
+    reference: Any, ids: list[int], forced: bool | Sequence[int], max_new_tokens: int
+) -> list[int]:
+    """Prompt and what is forced behind it."""
+    if forced is True:
+        return ids + list(reference.generate(ids, max_new_tokens).tokens[0])
+    assert not isinstance(forced, bool)
+    text: list[int] = reference.model.encode([*ids, *forced])
+    return text
+
+
+def _run(
+    side: Any,
+    record: Side,
+    text: list[int] | None,
+    found: Trace,
+    out: str | Path | None,
+    max_bytes: int,
+    max_new_tokens: int,
+    sampling: dict[str, Any],
+    on_progress: Progress | None,
+) -> None:
+    """Run one side under hooks."""
+    journal = None if out is None else Journal(Path(out) / record.who, max_bytes)
+    total = 2 * max_new_tokens
+    done = 0 if record.who == "reference" else max_new_tokens
+
+    def sink(step: Any) -> None:
+        if journal is not None:
+            journal.add(step)
+        if on_progress is not None:
+            on_progress(min(done + step.step + 1, total), total, f"{record.who}: {record.runner}")
+
+    recorder = Recorder(record.prompt, text, found.level, sink)
+    layers = side.model.layout.layers
+    began = time.perf_counter()
+    with nullcontext() if journal is None else closing(journal), tracing(side.module, layers, recorder):
+        if text is None:
+            run = side.generate(record.prompt, max_new_tokens, recorder.observe, **sampling)
+            record.tokens, record.finish = run.tokens[0], run.finish[0]
+        else:
+            recorder.finish(side.score(text, len(record.prompt)))
+            record.tokens, record.finish = text[len(record.prompt) :], "forced"
+    record.seconds = time.perf_counter() - began
+    record.steps = recorder.steps
+    record.text = side.model.decode(record.tokens)
+
+
+def _pieces(side: Any, found: Trace) -> dict[int, str]:
+    """Text of every id that the trace mentions."""
+    ids: set[int] = set()
+    for record in (found.reference, found.candidate):
+        ids |= {*record.prompt, *record.tokens}
+        ids |= {i for step in record.steps for row in step.rows for i in row.top_ids}
+    tokenizer = side.model.tokenizer
+    return {} if tokenizer is None else {i: str(tokenizer.decode([i])) for i in sorted(ids)}
