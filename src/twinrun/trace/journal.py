@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +104,12 @@ class Journal:
 
     def _open(self) -> None:
         stem = self.folder / f"journal-{self.pack_number:05d}"
-        self.lines = open(stem.with_suffix(".jsonl"), "w", encoding="utf-8")
-        self.bin = open(stem.with_suffix(".bin"), "wb")
+        self.open_files = ExitStack()
+        self.lines = self.open_files.enter_context(stem.with_suffix(".jsonl").open("w", encoding="utf-8"))
+        self.bin = self.open_files.enter_context(stem.with_suffix(".bin").open("wb"))
 
     def _shut(self) -> None:
-        self.lines.close()
-        self.bin.close()
+        self.open_files.close()
         for path in (self.lines.name, self.bin.name):
             Path(path).unlink(missing_ok=True)
 

@@ -14,6 +14,7 @@ from twinrun.trace.divergence import Divergence, first_divergence
 from twinrun.trace.identity import why_different
 from twinrun.trace.journal import Journal
 from twinrun.trace.reader import read_steps
+from twinrun.trace.recorder import Level
 from twinrun.trace.side import Side
 from twinrun.verify.culprit import Blame
 from twinrun.verify.verdict import Verdict
@@ -46,7 +47,7 @@ class Trace:
     model: str
     dtype: str
     mode: Literal["free", "forced"]
-    level: str
+    level: Level
     settings: dict[str, Any] = field(default_factory=dict)
     env: dict[str, Any] = field(default_factory=dict, repr=False)
     complete: bool = False

@@ -16,7 +16,7 @@ from twinrun.records.scores import Scores
 from twinrun.trace.step import Scored, TracedStep
 from twinrun.verify.activations import flatten
 from twinrun.verify.recorder import visible_keys
-from twinrun.verify.watch import Forward, Watch, by_name, layer_lengths, watching
+from twinrun.verify.watch import Forward, Watch, by_name, layer_lengths, token_embedding, watching
 
 Level = Literal["steps", "fingerprints", "states"]
 LEVELS: tuple[Level, ...] = ("steps", "fingerprints", "states")
@@ -158,7 +158,7 @@ def tracing(core: nn.Module, layers: Sequence[nn.Module], recorder: Recorder) ->
     with ExitStack() as undo:
         undo.callback(core.register_forward_pre_hook(recorder.note_cache, with_kwargs=True).remove)
         if recorder.level != "steps":
-            embedding = core.get_input_embeddings() if hasattr(core, "get_input_embeddings") else None
+            embedding = token_embedding(core)
             parts = [p for p in (embedding, *layers) if isinstance(p, nn.Module)]
             for part in parts:
                 undo.callback(part.register_forward_hook(recorder.note_hidden(watch)).remove)

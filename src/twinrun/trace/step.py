@@ -94,10 +94,6 @@ class TracedStep:
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> TracedStep:
         """Read what `to_json` wrote."""
-        pairs = {
-            k: None if found[k] is None else (int(found[k][0]), int(found[k][1]))
-            for k in ("position_ids", "keys")
-        }
         return cls(
             step=int(found["step"]),
             seconds=float(found["seconds"]),
@@ -105,6 +101,10 @@ class TracedStep:
             last=int(found["last"]),
             cache=tuple(found["cache"]),
             rows=[Scored(**row) for row in found["rows"]],
-            position_ids=pairs["position_ids"],
-            keys=pairs["keys"],
+            position_ids=_pair(found["position_ids"]),
+            keys=_pair(found["keys"]),
         )
+
+
+def _pair(found: Any) -> tuple[int, int] | None:
+    return None if found is None else (int(found[0]), int(found[1]))

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from twinrun.errors import ConfigError, near_names
 from twinrun.records.env import environment
@@ -83,7 +83,7 @@ def trace(
                 f"the {who} ({type(side).__name__}) shows no model to trace; use a twinrun runner"
             )
     began = time.perf_counter()
-    mode = "forced" if forced is not False else "free"
+    mode: Literal["free", "forced"] = "free" if forced is False else "forced"
     found = Trace(
         model=str(reference.model_name),
         dtype=str(reference.dtype),
@@ -94,11 +94,12 @@ def trace(
     )
     ids = reference.model.encode(prompt, new_tokens=0 if mode == "forced" else max_new_tokens)
     text = _continuation(reference, ids, forced, max_new_tokens) if mode == "forced" else None
-    for who, side in (("reference", reference), ("candidate", candidate)):
+    sides: dict[Literal["reference", "candidate"], Any] = {"reference": reference, "candidate": candidate}
+    for who, side in sides.items():
         own = ids if who == "reference" else side.model.encode(prompt, new_tokens=max_new_tokens)
         record = Side(
             who=who, runner=side.name, dtype=str(side.dtype), identity=identity(side.module), prompt=own
-        )  # type: ignore[arg-type]
+        )
         setattr(found, who, record)
         if out is not None:
             write_json(Path(out) / META, {**found.about(), "schema": SCHEMA, "complete": False})

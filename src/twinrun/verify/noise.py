@@ -11,6 +11,7 @@ from twinrun.numerics.fingerprint import difference
 from twinrun.verify.activations import Slot
 from twinrun.verify.case import Case
 from twinrun.verify.recorder import recording
+from twinrun.verify.watch import token_embedding
 
 
 def layer_noise(side: Any, case: Case, count: int) -> list[float | None]:
@@ -27,18 +28,14 @@ def layer_noise(side: Any, case: Case, count: int) -> list[float | None]:
     Cost: two passes over the case, one of them raised.
     """
     core = side.module
-    embedding = core.get_input_embeddings() if hasattr(core, "get_input_embeddings") else None
+    embedding = token_embedding(core)
     parts = [embedding, *side.model.layout.layers]
     names = {part: name for name, part in core.named_modules()}
     wanted = [names.get(part) for part in parts][:count]
     rows, start = case.rows[:1], case.starts[0]
     found = []
     for up in (False, True):
-        with (
-            torch.inference_mode(),
-            side.raised() if up else nullcontext(),
-            recording(core, rows, wanted.__contains__) as run,
-        ):
+        with side.raised() if up else nullcontext(), recording(core, rows, wanted.__contains__) as run:
             side.score(list(rows[0]), start)
         found.append(run.rows[0].prints)
     low, high = found

@@ -173,7 +173,7 @@ def watching(core: nn.Module, watch: Watch) -> Iterator[Watch]:
         named = by_name(part, args, kwargs)
         see(named.get("position_ids", next((a for a in named.values() if isinstance(a, Tensor)), None)))
 
-    tokens = _token_embedding(core)
+    tokens = token_embedding(core)
     with ExitStack() as undo:
         undo.callback(core.register_forward_pre_hook(before, with_kwargs=True, prepend=True).remove)
         undo.callback(core.register_forward_hook(after).remove)
@@ -187,7 +187,8 @@ def watching(core: nn.Module, watch: Watch) -> Iterator[Watch]:
         yield watch
 
 
-def _token_embedding(core: nn.Module) -> nn.Module | None:
+def token_embedding(core: nn.Module) -> nn.Module | None:
+    """Return the embedding of token ids, where the model names it."""
     get = getattr(core, "get_input_embeddings", None)
     found = get() if callable(get) else None
     return found if isinstance(found, nn.Module) else None
