@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -137,7 +138,15 @@ def by_name(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> d
     """Arguments of a module's forward by the names of its parameters."""
     if not args:
         return kwargs
-    return {**dict(zip(inspect.signature(part.forward).parameters, args, strict=False)), **kwargs}
+    forward = part.forward
+    return {**dict(zip(_parameters(getattr(forward, "__func__", forward)), args, strict=False)), **kwargs}
+
+
+@lru_cache(maxsize=1024)
+def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Names of a forward's parameters, without `self`; looked up once a function, because hooks ask at every call."""
+    names = tuple(inspect.signature(function).parameters)
+    return names[1:] if names[:1] == ("self",) else names
 
 
 @contextmanager
@@ -167,9 +176,12 @@ def watching(core: nn.Module, watch: Watch) -> Iterator[Watch]:
             now.position_ids = found.detach().reshape(-1, now.width)
 
     def see_positions(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        see(by_name(part, args, kwargs).get("position_ids"))
+        if watch.now is not None and watch.now.position_ids is None:
+            see(by_name(part, args, kwargs).get("position_ids"))
 
     def see_learned(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if watch.now is None or watch.now.position_ids is not None:
+            return
         named = by_name(part, args, kwargs)
         see(named.get("position_ids", next((a for a in named.values() if isinstance(a, Tensor)), None)))
 
