@@ -1,0 +1,406 @@
+/* The map: one canvas a side, position to the right, step downwards; and the strip over all units. */
+const GUTTER = { left: 46, right: 10, top: 18, bottom: 22 };
+const SMALLEST = 8;
+const stepCount = Math.max(1, ...data.sides.map((side) => side.steps.length));
+const positionCount = (() => {
+  let most = data.promptIds.length;
+  for (const side of data.sides) {
+    for (const step of side.steps) if (step[2]) most = Math.max(most, step[2][1] + 1);
+    for (const row of side.rows) most = Math.max(most, row[1] + 1);
+  }
+  return Math.max(1, most);
+})();
+const view = { p0: 0, p1: positionCount, s0: 0, s1: stepCount };
+const maps = [];
+
+function setView(p0, p1, s0, s1) {
+  const fit = (low, high, most) => {
+    const span = Math.min(most, Math.max(SMALLEST, high - low));
+    const start = Math.max(0, Math.min(most - span, (low + high - span) / 2));
+    return [start, start + span];
+  };
+  [view.p0, view.p1] = fit(p0, p1, positionCount);
+  [view.s0, view.s1] = fit(s0, s1, stepCount);
+  redraw();
+}
+
+function zoom(factor) {
+  const at = selection.at;
+  const [p, s] = at === null ? [(view.p0 + view.p1) / 2, (view.s0 + view.s1) / 2] : [unitPosition(at) + 0.5, stepForView(at) + 0.5];
+  const [ps, ss] = [((view.p1 - view.p0) * factor) / 2, ((view.s1 - view.s0) * factor) / 2];
+  setView(p - ps, p + ps, s - ss, s + ss);
+}
+
+/* The step that the window follows: the larger of the two sides, a single pass has but one. */
+function stepForView(at) {
+  return Math.max(...unitRows(at).map((row) => (row ? row.step : 0)));
+}
+
+/* Move the window, as little as it takes, until the selected unit is inside. */
+function follow(at) {
+  const inside = (value, low, high) => {
+    const span = high - low;
+    if (value >= low && value + 1 <= high) return [low, high];
+    const near = value > low - span * 0.1 && value < high + span * 0.1;
+    if (!near) return [value - span / 2, value + span / 2];
+    return value < low ? [value, value + span] : [value + 1 - span, value + 1];
+  };
+  const [p0, p1] = inside(unitPosition(at), view.p0, view.p1);
+  const [s0, s1] = inside(stepForView(at), view.s0, view.s1);
+  if (p0 !== view.p0 || s0 !== view.s0) setView(p0, p1, s0, s1);
+  else for (const map of maps) map.mark();
+  drawStripMark();
+}
+
+function redraw() {
+  for (const map of maps) {
+    map.draw();
+    map.mark();
+  }
+  drawStrip();
+  drawStripMark();
+  const whole = view.p1 - view.p0 >= positionCount && view.s1 - view.s0 >= stepCount;
+  const range = (low, high) => `${Math.floor(low)}–${Math.ceil(high) - 1}`;
+  document.getElementById("window").textContent = whole
+    ? `all ${positionCount} positions, ${stepCount} steps`
+    : `positions ${range(view.p0, view.p1)}, steps ${range(view.s0, view.s1)}`;
+}
+
+function makeMap(box, side) {
+  const [base, over] = box.querySelectorAll("canvas");
+  const steps = data.sides[side].steps;
+  const rows = data.sides[side].rows;
+  const size = () => ({ w: base.clientWidth - GUTTER.left - GUTTER.right, h: base.clientHeight - GUTTER.top - GUTTER.bottom });
+  const x = (p) => GUTTER.left + ((p - view.p0) / (view.p1 - view.p0)) * size().w;
+  const y = (s) => GUTTER.top + ((s - view.s0) / (view.s1 - view.s0)) * size().h;
+  const positionAt = (px) => view.p0 + ((px - GUTTER.left) / size().w) * (view.p1 - view.p0);
+  const stepAt = (py) => view.s0 + ((py - GUTTER.top) / size().h) * (view.s1 - view.s0);
+  const number = (index) => (steps[index] ? steps[index][0] : index);
+
+  function draw() {
+    const { pen, width, height } = fitted(base);
+    const { w, h } = size();
+    pen.font = FONT;
+    frame(pen, w, h, width, height);
+    pen.save();
+    pen.beginPath();
+    pen.rect(GUTTER.left, GUTTER.top, w, h);
+    pen.clip();
+    bars(pen);
+    marks(pen);
+    pen.restore();
+    parting(pen, w, h);
+  }
+
+  function frame(pen, w, h, width, height) {
+    const known = Math.min(data.promptIds.length, view.p1);
+    if (known > view.p0) {
+      pen.fillStyle = colours.soft;
+      pen.fillRect(x(Math.max(0, view.p0)), GUTTER.top, x(known) - x(Math.max(0, view.p0)), h);
+      pen.fillStyle = colours.muted;
+      pen.textAlign = "left";
+      if (x(known) - GUTTER.left > 44) pen.fillText("prompt", GUTTER.left + 3, GUTTER.top - 6);
+    }
+    pen.strokeStyle = colours.line;
+    pen.fillStyle = colours.muted;
+    pen.lineWidth = 1;
+    pen.textAlign = "center";
+    for (const p of ticks(view.p0, view.p1 - 1, w / 70)) {
+      line(pen, x(p + 0.5), GUTTER.top, x(p + 0.5), GUTTER.top + h);
+      pen.fillText(String(p), x(p + 0.5), height - GUTTER.bottom + 15);
+    }
+    pen.textAlign = "right";
+    for (const s of ticks(view.s0, view.s1 - 1, h / 36)) {
+      line(pen, GUTTER.left, y(s + 0.5), GUTTER.left + w, y(s + 0.5));
+      pen.fillText(String(number(s)), GUTTER.left - 7, y(s + 0.5) + 4);
+    }
+  }
+
+  function bars(pen) {
+    const high = y(1) - y(0);
+    const gap = high >= 4 ? 1 : 0;
+    pen.fillStyle = colours["bar-2"];
+    const last = Math.min(steps.length, Math.ceil(view.s1));
+    for (let index = Math.max(0, Math.floor(view.s0)); index < last; index += 1) {
+      const computed = steps[index][2];
+      if (!computed) continue;
+      const [left, right] = [x(computed[0]), x(computed[1] + 1)];
+      pen.fillRect(left, y(index) + gap / 2, Math.max(1.5, right - left), Math.max(1.5, high - gap));
+    }
+  }
+
+  function marks(pen) {
+    const [wide, high] = [x(1) - x(0), y(1) - y(0)];
+    const full = Math.max(2.5, Math.min(9, Math.max(3, Math.min(wide, high) - 1)));
+    for (const wanted of [false, true]) {
+      for (let index = 0; index < rows.length; index += 1) {
+        const [step, position] = rows[index];
+        if (step < view.s0 - 1 || step > view.s1 || position < view.p0 - 1 || position > view.p1) continue;
+        const unit = rowUnit[side].get(index);
+        const state = unit === undefined ? ALONE : unitState(unit);
+        if ((state === DIFFER || state === ALONE) !== wanted) continue;
+        symbol(pen, state, x(position + 0.5), y(step + 0.5), full);
+      }
+    }
+  }
+
+  /* Where the sides part: two dashed lines and a label that stays inside. */
+  function parting(pen, w, h) {
+    const told = data.divergence;
+    if (!told) return;
+    const row = partsAt === null ? null : unitRows(partsAt)[side];
+    const position = told.position === null ? (row ? row.position : null) : told.position;
+    const step = row ? row.step : told.step;
+    pen.save();
+    pen.strokeStyle = colours.rule;
+    pen.lineWidth = 1.25;
+    pen.setLineDash([5, 4]);
+    const [px, py] = [position === null ? null : x(position + 0.5), step === null ? null : y(step + 0.5)];
+    const across = px !== null && px >= GUTTER.left && px <= GUTTER.left + w;
+    const down = py !== null && py >= GUTTER.top && py <= GUTTER.top + h;
+    if (across) line(pen, px, GUTTER.top, px, GUTTER.top + h);
+    if (down) line(pen, GUTTER.left, py, GUTTER.left + w, py);
+    pen.setLineDash([]);
+    if (across || down) {
+      const text = [step === null ? "" : `step ${number(step)}`, position === null ? "" : `position ${position}`].filter(Boolean).join(", ");
+      label(pen, `parts at ${text}`, across ? px : GUTTER.left + w, down ? py : GUTTER.top + 14, w, h);
+    }
+    pen.restore();
+  }
+
+  function label(pen, text, px, py, w, h) {
+    const wide = pen.measureText(text).width + 10;
+    const left = px + 6 + wide < GUTTER.left + w ? px + 6 : Math.max(GUTTER.left, px - 6 - wide);
+    const top = py - 22 > GUTTER.top ? py - 22 : Math.min(py + 6, GUTTER.top + h - 18);
+    pen.fillStyle = colours.panel;
+    pen.fillRect(left, top, wide, 17);
+    pen.strokeRect(left + 0.5, top + 0.5, wide - 1, 16);
+    pen.fillStyle = colours.bad;
+    pen.textAlign = "left";
+    pen.fillText(text, left + 5, top + 12.5);
+  }
+
+  function mark() {
+    const { pen } = fitted(over);
+    const { w, h } = size();
+    if (selection.at === null) return;
+    const row = unitRows(selection.at)[side];
+    pen.strokeStyle = colours.ink;
+    pen.save();
+    pen.beginPath();
+    pen.rect(GUTTER.left - 1, GUTTER.top - 1, w + 2, h + 2);
+    pen.clip();
+    const px = x((row ? row.position : unitPosition(selection.at)) + 0.5);
+    pen.globalAlpha = 0.45;
+    line(pen, px, GUTTER.top, px, GUTTER.top + h);
+    if (row) {
+      line(pen, GUTTER.left, y(row.step + 0.5), GUTTER.left + w, y(row.step + 0.5));
+      pen.globalAlpha = 1;
+      pen.lineWidth = 2;
+      pen.beginPath();
+      pen.arc(px, y(row.step + 0.5), 6.5, 0, 2 * Math.PI);
+      pen.stroke();
+    }
+    pen.restore();
+  }
+
+  /* The unit at a place of the canvas: the step under it, and of its rows the nearest one. */
+  function pick(px, py) {
+    const index = Math.max(0, Math.min(steps.length - 1, Math.floor(stepAt(py))));
+    const position = Math.floor(positionAt(px));
+    const [first, end] = [steps[index] ? steps[index][6] : 0, steps[index + 1] ? steps[index + 1][6] : rows.length];
+    let best = null;
+    for (let row = first; row < end; row += 1) {
+      if (best === null || Math.abs(rows[row][1] - position) < Math.abs(rows[best][1] - position)) best = row;
+    }
+    return best === null ? nearestUnit(position) : rowUnit[side].get(best);
+  }
+
+  return { box, base, draw, mark, pick, positionAt, stepAt, x, y };
+}
+
+function line(pen, x1, y1, x2, y2) {
+  pen.beginPath();
+  pen.moveTo(x1, y1);
+  pen.lineTo(x2, y2);
+  pen.stroke();
+}
+
+/* Same: a square. Different: a larger diamond. One side only: a ring. */
+function symbol(pen, state, px, py, full) {
+  const half = full / 2;
+  if (state === DIFFER) {
+    const reach = half + (full >= 4 ? 2 : 1);
+    pen.fillStyle = `rgb(${colours.heat})`;
+    pen.beginPath();
+    pen.moveTo(px, py - reach);
+    pen.lineTo(px + reach, py);
+    pen.lineTo(px, py + reach);
+    pen.lineTo(px - reach, py);
+    pen.fill();
+  } else if (state === ALONE) {
+    pen.strokeStyle = colours.rule;
+    pen.lineWidth = 1.5;
+    pen.strokeRect(px - half, py - half, full, full);
+  } else {
+    pen.fillStyle = state === SAME ? colours.bar : colours.muted;
+    pen.fillRect(px - half, py - half, full, full);
+  }
+}
+
+function nearestUnit(position) {
+  let best = 0;
+  for (let at = 0; at < units.length; at += 1) {
+    if (Math.abs(unitPosition(at) - position) < Math.abs(unitPosition(best) - position)) best = at;
+  }
+  return best;
+}
+
+/* The strip: one column a unit. A short tick is the same token, a tall one another. */
+const strip = document.getElementById("strip");
+const [stripBase, stripOver] = strip.querySelectorAll("canvas");
+const gaps = units.map((unit) => {
+  const [left, right] = [rowOf(0, unit[0]), rowOf(1, unit[1])];
+  const known = left && right && left.logprob !== null && right.logprob !== null && left.token === right.token;
+  return known ? Math.abs(left.logprob - right.logprob) : null;
+});
+const GAP_LOW = -9;
+const GAP_HIGH = 1;
+
+function drawStrip() {
+  const { pen, width, height } = fitted(stripBase);
+  const w = width - GUTTER.left - GUTTER.right;
+  const column = w / Math.max(1, units.length);
+  const split = 20;
+  pen.font = FONT;
+  pen.fillStyle = colours.muted;
+  pen.textAlign = "right";
+  pen.fillText("token", GUTTER.left - 7, 14);
+  pen.fillText("|Δ log p|", GUTTER.left - 2, split + 24);
+  pen.strokeStyle = colours.line;
+  for (const power of [-8, -4, 0]) {
+    const at = height - ((power - GAP_LOW) / (GAP_HIGH - GAP_LOW)) * (height - split - 4);
+    line(pen, GUTTER.left, at, GUTTER.left + w, at);
+    pen.textAlign = "left";
+    pen.fillText(power === 0 ? "1" : `1e${power}`, GUTTER.left + w - 24, at - 2);
+  }
+  for (const wanted of [false, true]) {
+    for (let at = 0; at < units.length; at += 1) {
+      const state = unitState(at);
+      const odd = state === DIFFER || state === ALONE;
+      if (odd !== wanted) continue;
+      const left = GUTTER.left + at * column;
+      pen.fillStyle = odd ? `rgb(${colours.heat})` : state === SAME ? colours.bar : colours.muted;
+      const wide = Math.max(1, column - (column > 3 ? 1 : 0));
+      if (odd) pen.fillRect(left, 2, wide, 15);
+      else pen.fillRect(left, 11, wide, 6);
+      if (gaps[at] === null) continue;
+      const power = gaps[at] > 0 ? Math.log10(gaps[at]) : GAP_LOW;
+      const tall = Math.max(1.5, Math.min(1, (power - GAP_LOW) / (GAP_HIGH - GAP_LOW)) * (height - split - 4));
+      pen.fillStyle = colours["bar-2"];
+      pen.fillRect(left, height - tall, wide, tall);
+    }
+  }
+}
+
+function drawStripMark() {
+  const { pen, width, height } = fitted(stripOver);
+  const w = width - GUTTER.left - GUTTER.right;
+  const at = (unit) => GUTTER.left + ((unit + 0.5) / Math.max(1, units.length)) * w;
+  if (partsAt !== null) {
+    pen.strokeStyle = colours.rule;
+    pen.setLineDash([4, 3]);
+    line(pen, at(partsAt), 0, at(partsAt), height);
+    pen.setLineDash([]);
+  }
+  if (selection.at === null) return;
+  pen.strokeStyle = colours.ink;
+  pen.lineWidth = 2;
+  line(pen, at(selection.at), 0, at(selection.at), height);
+}
+
+/* Pointer on a map: a click selects, a drag zooms into the rectangle, a move reads out. */
+function listen(map) {
+  const canvas = map.box.querySelector(".over");
+  const brush = map.box.querySelector(".brush");
+  let start = null;
+  const place = (event) => {
+    const box = canvas.getBoundingClientRect();
+    return [event.clientX - box.left, event.clientY - box.top];
+  };
+  canvas.addEventListener("pointerdown", (event) => {
+    if (event.button !== 0) return;
+    start = place(event);
+    canvas.setPointerCapture(event.pointerId);
+  });
+  canvas.addEventListener("pointermove", (event) => {
+    if (!start) return;
+    const [x, y] = place(event);
+    brush.hidden = Math.abs(x - start[0]) < 6 && Math.abs(y - start[1]) < 6;
+    brush.style.left = `${Math.min(x, start[0])}px`;
+    brush.style.top = `${Math.min(y, start[1])}px`;
+    brush.style.width = `${Math.abs(x - start[0])}px`;
+    brush.style.height = `${Math.abs(y - start[1])}px`;
+  });
+  canvas.addEventListener("pointerup", (event) => {
+    if (!start) return;
+    const [x, y] = place(event);
+    const from = start;
+    start = null;
+    if (brush.hidden) {
+      if (units.length) select(map.pick(x, y), "map");
+      return;
+    }
+    brush.hidden = true;
+    const sorted = (a, b) => [Math.min(a, b), Math.max(a, b)];
+    setView(...sorted(map.positionAt(x), map.positionAt(from[0])), ...sorted(map.stepAt(y), map.stepAt(from[1])));
+  });
+  canvas.addEventListener("pointercancel", () => {
+    start = null;
+    brush.hidden = true;
+  });
+  canvas.addEventListener("dblclick", () => setView(0, positionCount, 0, stepCount));
+}
+
+function startMap() {
+  for (const side of [0, 1]) {
+    const map = makeMap(document.getElementById(`map-${NAMES[side]}`), side);
+    maps.push(map);
+    listen(map);
+    map.box.addEventListener("keydown", mapKeys);
+    map.box.setAttribute("aria-valuemax", String(Math.max(0, units.length - 1)));
+  }
+  strip.addEventListener("click", (event) => {
+    const box = strip.getBoundingClientRect();
+    const share = (event.clientX - box.left - GUTTER.left) / (box.width - GUTTER.left - GUTTER.right);
+    select(Math.floor(share * units.length), "strip");
+  });
+  const actions = {
+    "zoom-in": () => zoom(0.5), "zoom-out": () => zoom(2), "zoom-all": () => setView(0, positionCount, 0, stepCount),
+    "to-divergence": toDivergence, "next-difference": () => select(nextDifference(1), "key"),
+    "previous-difference": () => select(nextDifference(-1), "key"),
+  };
+  for (const [id, action] of Object.entries(actions)) document.getElementById(id).addEventListener("click", action);
+  new ResizeObserver(redraw).observe(maps[0].box);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+    readColours();
+    redraw();
+    drawCurves();
+  });
+  onSelect((at) => {
+    follow(at);
+    for (const map of maps) {
+      map.box.setAttribute("aria-valuenow", String(at));
+      map.box.setAttribute("aria-valuetext", describe(at));
+    }
+  });
+}
+
+function mapKeys(event) {
+  if (moveByKey(event, "map")) return;
+  const action = { "+": () => zoom(0.5), "=": () => zoom(0.5), "-": () => zoom(2), 0: () => setView(0, positionCount, 0, stepCount) }[event.key];
+  if (action && !event.ctrlKey && !event.metaKey) {
+    event.preventDefault();
+    action();
+  }
+}
