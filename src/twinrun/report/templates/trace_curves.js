@@ -1,7 +1,8 @@
 /* How far apart the two sides' hidden states are, layer by layer, at the selected position. */
 const curves = data.curves;
 const SVG = "http://www.w3.org/2000/svg";
-let layerAt = 0;
+let layerAt = null;
+let layerChosen = false;
 
 function draw(tag, attributes, text) {
   const made = document.createElementNS(SVG, tag);
@@ -113,6 +114,8 @@ function drawCurves() {
   if (!curves || selection.at === null) return;
   ranges = ranges || { error: decades([...curves.error, curves.noise]), angle: decades(curves.angle) };
   const i = curveIndex(unitPosition(selection.at));
+  const first = curves.layers.findIndex((_, layer) => beyond(i, layer));
+  if (!layerChosen) layerAt = first >= 0 ? first : curves.layers.length - 1;
   const host = document.getElementById("curve-error");
   layerFinder = chart(host, curves.error[i], curves.noise, (layer) => beyond(i, layer), ranges.error);
   chart(document.getElementById("curve-angle"), curves.angle[i], null, () => false, ranges.angle);
@@ -126,7 +129,7 @@ function tellCurve(i) {
   const first = curves.layers.findIndex((_, layer) => beyond(i, layer));
   const known = curves.noise.some((value) => value !== null);
   const verdict = first >= 0 ? `Beyond rounding from ${plain(curves.layers[first])} on.` : known ? "Every layer is inside what rounding explains." : "";
-  const where = exact ? `Position ${position}.` : `Position ${position}, the nearest with a curve to position ${unitPosition(selection.at)}.`;
+  const where = exact ? `Position ${position}.` : `There is no curve for position ${unitPosition(selection.at)}; this is position ${position}.`;
   document.getElementById("curve-place").textContent = `${where} ${verdict}`;
   const text = `${plain(curves.layers[layerAt])}: relative error ${short(curves.error[i][layerAt])}, rounding explains ${short(curves.noise[layerAt])}, 1 − cosine ${short(curves.angle[i][layerAt])}`;
   document.getElementById("curve-value").textContent = text;
@@ -169,8 +172,8 @@ function drawHeat() {
   pen.textAlign = "right";
   const label = (row, text) => pen.fillText(text, left - 6, ((row + 0.5) / rows) * h + 4);
   const short = visible(curves.layers[0]);
-  label(0, short.length > 5 ? `${short.slice(0, 4)}.` : short);
-  for (const row of ticks(1, rows - 1, h / 18)) if ((row / rows) * h > 16) label(row, visible(curves.layers[row]).slice(0, 6));
+  label(0, short.length > 6 ? `${short.slice(0, 5)}.` : short);
+  for (const row of ticks(1, rows - 1, h / 13)) if ((row / rows) * h > 11) label(row, visible(curves.layers[row]).slice(0, 6));
   pen.textAlign = "center";
   for (const at of ticks(0, columns - 1, w / 70)) pen.fillText(String(curves.positions[at]), left + ((at + 0.5) / columns) * w, height - 5);
   const at = curveIndex(unitPosition(selection.at));
@@ -207,6 +210,7 @@ function paintHeat(columns, rows) {
 function startCurves() {
   if (!curves) return;
   const move = (to) => {
+    layerChosen = true;
     layerAt = Math.max(0, Math.min(curves.layers.length - 1, to));
     drawCurves();
   };
@@ -228,5 +232,5 @@ function startCurves() {
     select(nearestUnit(curves.positions[at]), "heat");
   });
   new ResizeObserver(drawCurves).observe(document.getElementById("curve-error"));
-  onSelect(drawCurves);
+  onFrame(drawCurves);
 }

@@ -84,11 +84,13 @@ const partsAt = data.divergence ? data.divergence.unit : null;
 function stepWords(at) {
   const numbers = unitRows(at).map((row, side) => (row ? stepOf(side, row.step).number : null));
   if (numbers[0] === numbers[1] || numbers[1] === null) return `step ${numbers[0]}`;
-  return numbers[0] === null ? `step ${numbers[1]}` : `steps ${numbers[0]} and ${numbers[1]}`;
+  return numbers[0] === null ? `step ${numbers[1]}` : `reference step ${numbers[0]}, candidate step ${numbers[1]}`;
 }
 
-const selection = { at: null, listeners: [] };
+const selection = { at: null, from: null, listeners: [], painters: [], waiting: false };
 const onSelect = (listener) => selection.listeners.push(listener);
+/* For what costs time: runs once a frame, however many selections came before it. */
+const onFrame = (painter) => selection.painters.push(painter);
 
 /* Select a unit everywhere; `from` is the part of the page that asked, which then does not scroll itself. */
 function select(at, from) {
@@ -96,7 +98,14 @@ function select(at, from) {
   const to = Math.max(0, Math.min(units.length - 1, at));
   if (to === selection.at) return;
   selection.at = to;
+  selection.from = from;
   for (const listener of selection.listeners) listener(to, from);
+  if (selection.waiting) return;
+  selection.waiting = true;
+  requestAnimationFrame(() => {
+    selection.waiting = false;
+    for (const painter of selection.painters) painter(selection.at, selection.from);
+  });
 }
 
 function nextDifference(direction) {

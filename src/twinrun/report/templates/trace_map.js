@@ -87,8 +87,8 @@ function makeMap(box, side) {
     pen.rect(GUTTER.left, GUTTER.top, w, h);
     pen.clip();
     bars(pen);
-    marks(pen);
     pen.restore();
+    marks(pen, w, h);
     parting(pen, w, h);
   }
 
@@ -129,7 +129,11 @@ function makeMap(box, side) {
     }
   }
 
-  function marks(pen) {
+  function marks(pen, w, h) {
+    pen.save();
+    pen.beginPath();
+    pen.rect(GUTTER.left - 6, GUTTER.top - 6, w + 12, h + 12);
+    pen.clip();
     const [wide, high] = [x(1) - x(0), y(1) - y(0)];
     const full = Math.max(2.5, Math.min(9, Math.max(3, Math.min(wide, high) - 1)));
     for (const wanted of [false, true]) {
@@ -142,6 +146,7 @@ function makeMap(box, side) {
         symbol(pen, state, x(position + 0.5), y(step + 0.5), full);
       }
     }
+    pen.restore();
   }
 
   /* Where the sides part: two dashed lines and a label that stays inside. */
@@ -264,25 +269,26 @@ const gaps = units.map((unit) => {
   const known = left && right && left.logprob !== null && right.logprob !== null && left.token === right.token;
   return known ? Math.abs(left.logprob - right.logprob) : null;
 });
+const STRIP_RIGHT = 38;
 const GAP_LOW = -9;
 const GAP_HIGH = 1;
 
 function drawStrip() {
   const { pen, width, height } = fitted(stripBase);
-  const w = width - GUTTER.left - GUTTER.right;
+  const w = width - GUTTER.left - STRIP_RIGHT;
   const column = w / Math.max(1, units.length);
   const split = 20;
   pen.font = FONT;
   pen.fillStyle = colours.muted;
   pen.textAlign = "right";
   pen.fillText("token", GUTTER.left - 7, 14);
-  pen.fillText("|Δ log p|", GUTTER.left - 2, split + 24);
+  pen.fillText("Δ log p", GUTTER.left - 4, split + 28);
   pen.strokeStyle = colours.line;
   for (const power of [-8, -4, 0]) {
     const at = height - ((power - GAP_LOW) / (GAP_HIGH - GAP_LOW)) * (height - split - 4);
     line(pen, GUTTER.left, at, GUTTER.left + w, at);
     pen.textAlign = "left";
-    pen.fillText(power === 0 ? "1" : `1e${power}`, GUTTER.left + w - 24, at - 2);
+    pen.fillText(power === 0 ? "1" : `1e${power}`, GUTTER.left + w + 5, Math.min(height - 2, at + 4));
   }
   for (const wanted of [false, true]) {
     for (let at = 0; at < units.length; at += 1) {
@@ -305,7 +311,7 @@ function drawStrip() {
 
 function drawStripMark() {
   const { pen, width, height } = fitted(stripOver);
-  const w = width - GUTTER.left - GUTTER.right;
+  const w = width - GUTTER.left - STRIP_RIGHT;
   const at = (unit) => GUTTER.left + ((unit + 0.5) / Math.max(1, units.length)) * w;
   if (partsAt !== null) {
     pen.strokeStyle = colours.rule;
@@ -372,7 +378,7 @@ function startMap() {
   }
   strip.addEventListener("click", (event) => {
     const box = strip.getBoundingClientRect();
-    const share = (event.clientX - box.left - GUTTER.left) / (box.width - GUTTER.left - GUTTER.right);
+    const share = (event.clientX - box.left - GUTTER.left) / (box.width - GUTTER.left - STRIP_RIGHT);
     select(Math.floor(share * units.length), "strip");
   });
   const actions = {
@@ -381,14 +387,16 @@ function startMap() {
     "previous-difference": () => select(nextDifference(-1), "key"),
   };
   for (const [id, action] of Object.entries(actions)) document.getElementById(id).addEventListener("click", action);
+  document.getElementById("to-divergence").disabled = partsAt === null && firstDifference < 0;
+  for (const id of ["next-difference", "previous-difference"]) document.getElementById(id).disabled = firstDifference < 0;
   new ResizeObserver(redraw).observe(maps[0].box);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
     readColours();
     redraw();
     drawCurves();
   });
+  onFrame(follow);
   onSelect((at) => {
-    follow(at);
     for (const map of maps) {
       map.box.setAttribute("aria-valuenow", String(at));
       map.box.setAttribute("aria-valuetext", describe(at));

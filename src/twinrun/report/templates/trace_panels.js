@@ -28,8 +28,9 @@ function sidePanel(side, row, other) {
     bar.style.width = `${(100 * Math.max(0, Math.min(1, entry.probability || 0))).toFixed(1)}%`;
     const name = node("code", "", tokenName(entry.piece, entry.id));
     name.title = `token ${entry.id}`;
-    const id = node("small", "id", `${alone ? "only here · " : ""}#${entry.id}`);
-    line.append(bar, name, id, node("span", "", percent(entry.probability)));
+    const id = node("small", "id", `${alone ? "◇ " : ""}#${entry.id}`);
+    if (alone) id.append(node("span", "hide", " only among this side's five"));
+    line.append(bar, name, id, node("span", "num", percent(entry.probability)));
     box.append(line);
   }
   return box;
@@ -50,8 +51,17 @@ function cacheWords(cache) {
 }
 
 const range = (pair) => (pair ? (pair[0] === pair[1] ? String(pair[0]) : `${pair[0]}–${pair[1]}`) : "–");
-const lastOf = (pair) => (pair ? pair[1] : null);
 const cacheKey = (cache) => (cache === null || cache === undefined ? null : JSON.stringify(cache));
+
+/* The position id of a row, when its step tells: the ids of a step run along with its positions. */
+function positionId(step, row) {
+  if (!row || !step.positionIds || !step.computed) return null;
+  const id = step.positionIds[0] + (row.position - step.computed[0]);
+  return id <= step.positionIds[1] ? id : step.positionIds[1];
+}
+
+/* The most keys that a row may attend to, when it is the last of its step. */
+const keysOf = (step, row) => (row && step.keys && step.computed && step.computed[1] === row.position ? step.keys[1] : null);
 
 /* Rows of the comparison: name, text of both sides, and what tells them apart. */
 function facts(rows) {
@@ -63,7 +73,7 @@ function facts(rows) {
     const known = both && values[0] !== null && values[1] !== null;
     return [name, ...values.map(short), known ? (values[1] === values[0] ? "0" : `Δ ${short(values[1] - values[0])}`) : ""];
   };
-  const fact = (name, show, key) => [name, ...steps.map((step) => (step ? show(step) : "–")), key ? identity(steps.map((step) => (step ? key(step) : null))) : ""];
+  const fact = (name, show, key) => [name, ...steps.map((step) => (step ? show(step) : "–")), key ? identity(steps.map((step, side) => (step ? key(step, rows[side]) : null))) : ""];
   const tokens = rows.map((row) => said(row).id);
   return [
     [FORCED ? "likeliest token" : "token", ...rows.map((row) => (row ? tokenName(said(row).piece, said(row).id) : "–")), identity(tokens)],
@@ -71,9 +81,9 @@ function facts(rows) {
     number("entropy, nats", "entropy"),
     number("margin, top 1 to 2", "margin"),
     fact("step", (step) => String(step.number)),
-    fact("computed positions", (step) => range(step.computed), (step) => lastOf(step.computed)),
-    fact("position ids", (step) => range(step.positionIds), (step) => lastOf(step.positionIds)),
-    fact("keys attended", (step) => range(step.keys), (step) => lastOf(step.keys)),
+    fact("computed positions", (step) => range(step.computed)),
+    fact("position ids", (step) => range(step.positionIds), positionId),
+    fact("keys attended", (step) => range(step.keys), keysOf),
     fact("cache length", (step) => cacheWords(step.cache), (step) => cacheKey(step.cache)),
     fact("time, recording", (step) => duration(step.seconds)),
   ];
@@ -106,7 +116,8 @@ function showPanel(at) {
   title.replaceChildren(`${words[0].toUpperCase()}${words.slice(1)}, position ${unitPosition(at)} `, node("span", `state s${unitState(at)}`, `${SIGNS[unitState(at)]} ${STATES[unitState(at)]}`));
   const sides = node("div", "sides");
   sides.append(sidePanel(0, rows[0], rows[1]), sidePanel(1, rows[1], rows[0]));
-  document.getElementById("unit").replaceChildren(sides, comparison(rows));
+  const note = node("p", "caption", "Underlined: the token this side went on with. ◇ only among this side's five.");
+  document.getElementById("unit").replaceChildren(sides, note, comparison(rows));
 }
 
 /* Both texts, a token an element; from the first difference on they are marked. */
@@ -170,5 +181,5 @@ function startPanels() {
   if (!units.length) return;
   for (const side of [0, 1]) buildText(side);
   onSelect(showPanel);
-  onSelect(showText);
+  onFrame(showText);
 }

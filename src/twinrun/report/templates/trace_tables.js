@@ -2,12 +2,18 @@
 const PAGE = 25;
 const steps = { page: 0, shown: [], only: false };
 
+function stateCell(state) {
+  const cell = node("td", `state s${state}`, `${SIGNS[state]} `);
+  cell.append(node("span", "long", state === SAME ? "same" : STATES[state]));
+  return cell;
+}
+
 function stepRow(at) {
   const [left, right] = unitRows(at);
   const state = unitState(at);
   const row = node("tr", `s${state}${at === partsAt ? " parts" : ""}`);
   row.dataset.u = String(at);
-  const pick = node("button", "pick", stepWords(at).replace(/^steps? /, "").replace(" and ", " · "));
+  const pick = node("button", "pick", stepWords(at).replace(/[a-z ]+/g, "").replace(",", " · "));
   pick.type = "button";
   pick.tabIndex = -1;
   pick.setAttribute("aria-label", describe(at));
@@ -20,11 +26,11 @@ function stepRow(at) {
     else cell.append(node("span", "none", "–"));
     return cell;
   };
-  const time = (side, found) => node("td", "r num wide", found ? duration(stepOf(side, found.step).seconds) : "–");
+  const time = (side, found) => node("td", "r num extra", found ? duration(stepOf(side, found.step).seconds) : "–");
   row.append(
-    head, node("td", "r num", String(unitPosition(at))), node("td", `state s${state}`, `${SIGNS[state]} ${state === SAME ? "same" : STATES[state]}`),
+    head, node("td", "r num", String(unitPosition(at))), stateCell(state),
     token(left), node("td", "r num", percent(confidence(left))), token(right), node("td", "r num", percent(confidence(right))),
-    node("td", "r num wide", short(gaps[at])), node("td", "r num wide", left ? short(left.margin) : "–"), time(0, left), time(1, right),
+    node("td", "r num extra", short(gaps[at])), node("td", "r num extra", left ? short(left.margin) : "–"), time(0, left), time(1, right),
   );
   return row;
 }
