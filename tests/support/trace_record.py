@@ -164,8 +164,23 @@ def forced_record() -> dict[str, Any]:
 
 def hostile_record() -> dict[str, Any]:
     """Hostile text wherever a record holds text."""
-    words = (HOSTILE, RTL, CONTROL, "{{ 7 * 7 }}", "\ud800", "<b>", "é", "\t", "</style>", "&lt;", "'", "x" * 300)
-    found = trace_record(words=words, model=f"m {HOSTILE}", dtype=HOSTILE, env={"cpu": HOSTILE, "platform": RTL})
+    words = (
+        HOSTILE,
+        RTL,
+        CONTROL,
+        "{{ 7 * 7 }}",
+        "\ud800",
+        "<b>",
+        "é",
+        "\t",
+        "</style>",
+        "&lt;",
+        "'",
+        "x" * 300,
+    )
+    found = trace_record(
+        words=words, model=f"m {HOSTILE}", dtype=HOSTILE, env={"cpu": HOSTILE, "platform": RTL}
+    )
     found["divergence"] |= {"sentence": f"{HOSTILE} {RTL} {CONTROL}", "kind": HOSTILE}
     found["blame"] |= {"sentence": HOSTILE, "module": HOSTILE, "precision": HOSTILE}
     found["blame"]["table"][0]["module"] = HOSTILE
@@ -179,7 +194,7 @@ def hostile_record() -> dict[str, Any]:
 def long_record(steps: int = 4096) -> dict[str, Any]:
     """A run of thousands of steps that parts near its end."""
     found = trace_record(steps=steps, prompt=64, part=steps - 600)
-    chosen = [p for p in found["curves"]["positions"] if p % 8 == 0]
+    chosen = [p for p in found["curves"]["positions"] if p % 8 == 0 or p == found["divergence"]["position"]]
     found["curves"] = _curves(chosen, found["divergence"]["position"], 4)
     return found
 

@@ -22,14 +22,18 @@ def render(record: Mapping[str, Any], figures: Mapping[str, bytes] | None = None
     """
     script = html.source("script.js")
     shown = {k: "data:image/png;base64," + base64.b64encode(v).decode() for k, v in (figures or {}).items()}
-    return html.environment().get_template("page.html.j2").render(
-        record=record,
-        view=view,
-        charts=charts,
-        words=words,
-        figures=shown,
-        script=script,
-        script_digest=html.digest(script),
-        style=html.source("style.css"),
-        tips=view.tips(record),
+    return (
+        html.environment()
+        .get_template("page.html.j2")
+        .render(
+            record=record,
+            view=view,
+            charts=charts,
+            words=words,
+            figures=shown,
+            script=script,
+            script_digest=html.digest(script),
+            style=html.source("style.css"),
+            tips=view.tips(record),
+        )
     )

@@ -8,7 +8,14 @@ from typing import Any
 from twinrun.report import html, trace_view
 from twinrun.report.trace_pack import pack
 
-SCRIPTS = ("trace_data.js", "trace_map.js", "trace_panels.js", "trace_curves.js", "trace_tables.js", "trace_main.js")
+SCRIPTS = (
+    "trace_data.js",
+    "trace_map.js",
+    "trace_panels.js",
+    "trace_curves.js",
+    "trace_tables.js",
+    "trace_main.js",
+)
 """Parts of the page's script, in the order in which they may use one another."""
 
 

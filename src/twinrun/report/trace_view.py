@@ -104,7 +104,16 @@ def headline(record: Mapping[str, Any]) -> dict[str, str]:
     told = record["divergence"]
     if told is None:
         until = "" if record["complete"] else " as far as the recording goes"
-        count = len(units(record))
+        paired = units(record)
+        count = sum(unit.state != ALONE for unit in paired)
+        apart = sum(unit.state == DIFFER for unit in paired)
+        if apart:
+            return {
+                "state": "tie",
+                "kind": "not judged",
+                "sentence": f"The record names no divergence, but {apart} of {count} tokens differ.",
+                "meaning": "",
+            }
         return {
             "state": "good",
             "kind": "no divergence",
@@ -132,7 +141,8 @@ def numbers(record: Mapping[str, Any]) -> list[dict[str, str]]:
     paired = units(record)
     same = sum(unit.state == SAME for unit in paired)
     what = "committed tokens are the same" if record["mode"] == "free" else "likeliest tokens are the same"
-    found = [{"number": f"{same}/{len(paired)}", "text": what, "state": ""}]
+    compared = sum(unit.state != ALONE for unit in paired)
+    found = [{"number": f"{same}/{compared}", "text": what, "state": ""}]
     for key, text in (
         ("margin", "margin between the two likeliest tokens, where the sides part"),
         ("noise", "noise: what rounding moves that margin by"),
@@ -214,17 +224,18 @@ def shape(side: Mapping[str, Any]) -> str:
     steps = [step["computed"] for step in side["steps"] if step["computed"] is not None]
     total = sum(last - first + 1 for first, last in steps)
     forwards = f"{len(side['steps']):,} {_plural(len(side['steps']), 'forward')}"
-    return f"{forwards}, {total:,} {_plural(total, 'position')} computed" if steps else forwards
+    return f"{forwards}, {total:,} {_plural(total, 'position')}" if steps else forwards
 
 
 def place_facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Where and how the trace was recorded, as pairs of name and text."""
     env = record["env"] or {}
-    sides = ((name, record["sides"][name]) for name in SIDES)
-    found = [
-        (name, f"{side['runner']}, {len(side['steps']):,} {_plural(len(side['steps']), 'step')}, finish: {side['finish'] or 'unknown'}")
-        for name, side in sides
-    ]
+    found = []
+    for name in SIDES:
+        side = record["sides"][name]
+        count = len(side["steps"])
+        text = f"{side['runner']}, {count:,} {_plural(count, 'step')}"
+        found.append((name, f"{text}, finish: {side['finish'] or 'unknown'}"))
     for key in ("platform", "cpu", "cpu_count", "threads", "python", "commit"):
         if env.get(key) is not None:
             dirty = " (with changes)" if key == "commit" and env.get("dirty") else ""

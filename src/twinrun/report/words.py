@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb]")
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb]"
+)
 
 RATIO_MAX, RATIO_RMS = 2.0, 1.5
 """The rule that `twinrun.verify` judges by; a test holds that these are its numbers."""
@@ -129,10 +131,10 @@ def visible(token: str) -> str:
 
 
 def harmless(text: str | None) -> str:
-    """Text in which characters that cannot be seen, or that turn others around, stand as their code point.
+    r"""Text in which characters that cannot be seen, or that turn others around, stand as their code point.
 
     Example:
-        >>> harmless("a\\u202eb\\x00")
+        >>> harmless("a\u202eb\x00")
         'a⟨202E⟩b⟨0000⟩'
     """
     return _UNSEEN.sub(lambda found: f"⟨{ord(found[0]):04X}⟩", text or "")

@@ -172,7 +172,7 @@ function drawHeat() {
   pen.textAlign = "right";
   const label = (row, text) => pen.fillText(text, left - 6, ((row + 0.5) / rows) * h + 4);
   const short = visible(curves.layers[0]);
-  label(0, short.length > 6 ? `${short.slice(0, 5)}.` : short);
+  label(0, short.length > 6 ? `${short.slice(0, 4)}.` : short);
   for (const row of ticks(1, rows - 1, h / 13)) if ((row / rows) * h > 11) label(row, visible(curves.layers[row]).slice(0, 6));
   pen.textAlign = "center";
   for (const at of ticks(0, columns - 1, w / 70)) pen.fillText(String(curves.positions[at]), left + ((at + 0.5) / columns) * w, height - 5);

@@ -70,16 +70,17 @@ function makeMap(box, side) {
   const [base, over] = box.querySelectorAll("canvas");
   const steps = data.sides[side].steps;
   const rows = data.sides[side].rows;
-  const size = () => ({ w: base.clientWidth - GUTTER.left - GUTTER.right, h: base.clientHeight - GUTTER.top - GUTTER.bottom });
-  const x = (p) => GUTTER.left + ((p - view.p0) / (view.p1 - view.p0)) * size().w;
-  const y = (s) => GUTTER.top + ((s - view.s0) / (view.s1 - view.s0)) * size().h;
-  const positionAt = (px) => view.p0 + ((px - GUTTER.left) / size().w) * (view.p1 - view.p0);
-  const stepAt = (py) => view.s0 + ((py - GUTTER.top) / size().h) * (view.s1 - view.s0);
+  const area = { w: 1, h: 1 };
+  const x = (p) => GUTTER.left + ((p - view.p0) / (view.p1 - view.p0)) * area.w;
+  const y = (s) => GUTTER.top + ((s - view.s0) / (view.s1 - view.s0)) * area.h;
+  const positionAt = (px) => view.p0 + ((px - GUTTER.left) / area.w) * (view.p1 - view.p0);
+  const stepAt = (py) => view.s0 + ((py - GUTTER.top) / area.h) * (view.s1 - view.s0);
   const number = (index) => (steps[index] ? steps[index][0] : index);
 
   function draw() {
     const { pen, width, height } = fitted(base);
-    const { w, h } = size();
+    [area.w, area.h] = [width - GUTTER.left - GUTTER.right, height - GUTTER.top - GUTTER.bottom];
+    const { w, h } = area;
     pen.font = FONT;
     frame(pen, w, h, width, height);
     pen.save();
@@ -149,7 +150,7 @@ function makeMap(box, side) {
     pen.restore();
   }
 
-  /* Where the sides part: two dashed lines and a label that stays inside. */
+  /* Where the sides part: two dashed lines, and a label on top, where a causal run leaves room. */
   function parting(pen, w, h) {
     const told = data.divergence;
     if (!told) return;
@@ -175,8 +176,11 @@ function makeMap(box, side) {
 
   function label(pen, text, px, py, w, h) {
     const wide = pen.measureText(text).width + 10;
-    const left = px + 6 + wide < GUTTER.left + w ? px + 6 : Math.max(GUTTER.left, px - 6 - wide);
-    const top = py - 22 > GUTTER.top ? py - 22 : Math.min(py + 6, GUTTER.top + h - 18);
+    const right = GUTTER.left + w;
+    const low = py - GUTTER.top < 34;
+    const beside = px + 6 + wide < right ? px + 6 : Math.max(GUTTER.left, px - 6 - wide);
+    const left = low ? right - wide : beside;
+    const top = low ? Math.min(py + 8, GUTTER.top + h - 18) : GUTTER.top + 5;
     pen.fillStyle = colours.panel;
     pen.fillRect(left, top, wide, 17);
     pen.strokeRect(left + 0.5, top + 0.5, wide - 1, 16);
@@ -187,7 +191,7 @@ function makeMap(box, side) {
 
   function mark() {
     const { pen } = fitted(over);
-    const { w, h } = size();
+    const { w, h } = area;
     if (selection.at === null) return;
     const row = unitRows(selection.at)[side];
     pen.strokeStyle = colours.ink;

@@ -77,6 +77,7 @@ function facts(rows) {
   const tokens = rows.map((row) => said(row).id);
   return [
     [FORCED ? "likeliest token" : "token", ...rows.map((row) => (row ? tokenName(said(row).piece, said(row).id) : "–")), identity(tokens)],
+    ...(FORCED ? [["token of the text", ...rows.map((row) => (row ? tokenName(row.piece, row.token) : "–")), identity(rows.map((row) => (row ? row.token : null)))]] : []),
     number("log-probability, nats", "logprob"),
     number("entropy, nats", "entropy"),
     number("margin, top 1 to 2", "margin"),
@@ -116,7 +117,7 @@ function showPanel(at) {
   title.replaceChildren(`${words[0].toUpperCase()}${words.slice(1)}, position ${unitPosition(at)} `, node("span", `state s${unitState(at)}`, `${SIGNS[unitState(at)]} ${STATES[unitState(at)]}`));
   const sides = node("div", "sides");
   sides.append(sidePanel(0, rows[0], rows[1]), sidePanel(1, rows[1], rows[0]));
-  const note = node("p", "caption", "Underlined: the token this side went on with. ◇ only among this side's five.");
+  const note = node("p", "caption", `Underlined: the token ${FORCED ? "of the text" : "this side went on with"}. ◇ only among this side's five.`);
   document.getElementById("unit").replaceChildren(sides, note, comparison(rows));
 }
 
@@ -126,6 +127,7 @@ const tokens = [new Map(), new Map()];
 function buildText(side) {
   const host = document.getElementById(`text-${NAMES[side]}`);
   const made = document.createDocumentFragment();
+  let chunk = null;
   for (let at = 0; at < units.length; at += 1) {
     const row = rowOf(side, units[at][side]);
     if (!row) continue;
@@ -137,7 +139,10 @@ function buildText(side) {
     span.dataset.u = String(at);
     span.tabIndex = -1;
     tokens[side].set(at, span);
-    made.append(span);
+    if (!chunk) made.append((chunk = node("div", "chunk")));
+    chunk.append(span);
+    const size = chunk.childElementCount;
+    if (size >= 512 || (size >= 128 && text.endsWith("\n"))) chunk = null;
   }
   host.append(made);
   if (!tokens[side].size) host.append(node("span", "none", "no tokens recorded"));
