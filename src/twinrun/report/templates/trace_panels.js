@@ -128,6 +128,7 @@ function buildText(side) {
   const host = document.getElementById(`text-${NAMES[side]}`);
   const made = document.createDocumentFragment();
   let chunk = null;
+  host.classList.toggle("many", units.length > 1024);
   for (let at = 0; at < units.length; at += 1) {
     const row = rowOf(side, units[at][side]);
     if (!row) continue;
