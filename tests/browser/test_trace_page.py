@@ -302,7 +302,8 @@ def test_hostile_text_is_shown_and_never_run(see):
     assert page.evaluate("window.hacked") is None
     assert page.locator("img").count() == 0
     assert made.HOSTILE in page.locator("#text-reference").inner_text()
-    assert "⟨202E⟩" in page.locator("#text-reference").inner_text()
+    assert "⟨001B⟩" in page.locator("#text-reference").inner_text()
+    assert "⟨202E⟩" in page.locator("#outcome").inner_text()
     for _ in range(12):
         page.locator("#map-reference").press("ArrowDown")
     assert page.evaluate("window.hacked") is None

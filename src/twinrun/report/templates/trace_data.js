@@ -77,7 +77,9 @@ const unitRows = (at) => [rowOf(0, units[at][0]), rowOf(1, units[at][1])];
 const unitState = (at) => units[at][3];
 const unitPosition = (at) => units[at][2];
 const rowUnit = [0, 1].map((side) => new Map(units.map((unit, at) => [unit[side], at])));
-const firstDifference = units.findIndex((unit) => unit[3] === DIFFER || unit[3] === ALONE);
+/* A row on one side only is a difference, unless the recording just stopped there. */
+const isDifference = (state) => state === DIFFER || (state === ALONE && data.complete);
+const firstDifference = units.findIndex((unit) => isDifference(unit[3]));
 const partsAt = data.divergence ? data.divergence.unit : null;
 
 /* Steps of a unit in words: one number when both sides agree on it. */
@@ -110,7 +112,7 @@ function select(at, from) {
 
 function nextDifference(direction) {
   for (let at = selection.at + direction; at >= 0 && at < units.length; at += direction) {
-    if (unitState(at) === DIFFER || unitState(at) === ALONE) return at;
+    if (isDifference(unitState(at))) return at;
   }
   return selection.at;
 }

@@ -300,9 +300,12 @@ function drawStrip() {
       const odd = state === DIFFER || state === ALONE;
       if (odd !== wanted) continue;
       const left = GUTTER.left + at * column;
-      pen.fillStyle = odd ? `rgb(${colours.heat})` : state === SAME ? colours.bar : colours.muted;
+      pen.fillStyle = state === DIFFER ? `rgb(${colours.heat})` : state === SAME ? colours.bar : state === ALONE ? colours.rule : colours.muted;
       const wide = Math.max(1, column - (column > 3 ? 1 : 0));
-      if (odd) pen.fillRect(left, 2, wide, 15);
+      if (state === ALONE) {
+        pen.fillRect(left, 2, wide, 1.5);
+        pen.fillRect(left, 15.5, wide, 1.5);
+      } else if (odd) pen.fillRect(left, 2, wide, 15);
       else pen.fillRect(left, 11, wide, 6);
       if (gaps[at] === null) continue;
       const power = gaps[at] > 0 ? Math.log10(gaps[at]) : GAP_LOW;

@@ -136,7 +136,7 @@ function buildText(side) {
     const text = found.piece === null ? tokenName(null, found.id) : harmless(found.piece).replaceAll("\n", "↵\n");
     const late = firstDifference >= 0 && at >= firstDifference;
     const state = unitState(at);
-    const span = node("span", `tok${late ? " late" : ""}${state === DIFFER || state === ALONE ? " differs" : ""}${at === partsAt ? " parts" : ""}`, text || "∅");
+    const span = node("span", `tok${late ? " late" : ""}${isDifference(state) ? " differs" : ""}${at === partsAt ? " parts" : ""}`, text || "∅");
     span.dataset.u = String(at);
     span.tabIndex = -1;
     tokens[side].set(at, span);
