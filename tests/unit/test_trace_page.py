@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from tests.support import trace_record as made
-from twinrun.report import html, trace_view
+from twinrun.report import html, trace_pairs, trace_view
 from twinrun.report.trace_pack import digits, pack
 from twinrun.report.trace_page import SCRIPTS, render_trace, script_text
 from twinrun.report.trace_text import trace_text
@@ -182,13 +182,13 @@ def test_a_long_trace_stays_small():
 
 
 def test_free_runs_pair_in_order_and_forced_ones_by_position():
-    free = trace_view.units(made.killed_record())
-    assert [u.state for u in free] == [trace_view.SAME] * 23 + [trace_view.ALONE] * 17
+    free = trace_pairs.units(made.killed_record())
+    assert [u.state for u in free] == [trace_pairs.SAME] * 23 + [trace_pairs.ALONE] * 17
     forced = made.forced_record()
     forced["sides"]["candidate"]["steps"][0]["rows"].reverse()
-    found = trace_view.units(forced)
+    found = trace_pairs.units(forced)
     assert [u.position for u in found] == sorted(u.position for u in found)
-    rows = [trace_view.row_at(forced, "candidate", u.candidate) for u in found]
+    rows = [trace_pairs.row_at(forced, "candidate", u.candidate) for u in found]
     assert [row["position"] for row in rows] == [u.position for u in found]
 
 
@@ -196,14 +196,14 @@ def test_a_free_run_at_a_wrong_position_still_pairs():
     record = made.trace_record()
     for i, step in enumerate(record["sides"]["candidate"]["steps"]):
         step["rows"][0]["position"] = i
-    assert len(trace_view.units(record)) == 40
+    assert len(trace_pairs.units(record)) == 40
 
 
 def test_a_position_scored_twice_pairs_with_its_twin():
     record = made.forced_record()
     for side in record["sides"].values():
         side["steps"][0]["rows"].append(copy.deepcopy(side["steps"][0]["rows"][0]))
-    assert len(trace_view.units(record)) == 61
+    assert len(trace_pairs.units(record)) == 61
 
 
 def test_a_run_without_rows_is_a_page_too():

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from twinrun.report.trace_view import SIDES, Place, Unit, divergence_unit, units
+from twinrun.report.trace_pairs import SIDES, Place, Unit, divergence_unit, units
 
 
 def pack(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from twinrun.report import html, trace_view
+from twinrun.report import html, trace_pairs, trace_view
 from twinrun.report.trace_pack import pack
 
 SCRIPTS = (
     "trace_data.js",
     "trace_map.js",
+    "trace_strip.js",
     "trace_panels.js",
     "trace_curves.js",
     "trace_tables.js",
@@ -43,9 +44,9 @@ def render_trace(record: Mapping[str, Any]) -> str:
             numbers=trace_view.numbers(record),
             blame_rows=trace_view.blame_rows(record),
             place=trace_view.place_facts(record),
-            shapes={name: trace_view.shape(record["sides"][name]) for name in trace_view.SIDES},
+            shapes={name: trace_view.shape(record["sides"][name]) for name in trace_pairs.SIDES},
             has_curves=bool(curves and curves["positions"]),
-            count=len(trace_view.units(record)),
+            count=len(trace_pairs.units(record)),
             packed=pack(record),
             script=script,
             script_digest=html.digest(script),

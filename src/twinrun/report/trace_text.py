@@ -10,8 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from twinrun.report import trace_view
-from twinrun.report.trace_view import DIFFER, SAME, SIDES, Unit
+from twinrun.report import trace_pairs, trace_view
+from twinrun.report.trace_pairs import DIFFER, SAME, SIDES, Unit
 from twinrun.report.words import harmless, seconds, short, times, visible
 
 STYLES = {"good": "green", "tie": "yellow", "bad": "red"}
@@ -30,8 +30,8 @@ def trace_text(record: Mapping[str, Any]) -> RenderableType:
         of every layer there.
     """
     parts: list[RenderableType] = [_sides(record), _headline(record)]
-    paired = trace_view.units(record)
-    centre = trace_view.divergence_unit(record, paired)
+    paired = trace_pairs.units(record)
+    centre = trace_pairs.divergence_unit(record, paired)
     if paired:
         parts += [Text(""), _steps(record, paired, centre)]
     position = None if centre is None else paired[centre].position
@@ -101,9 +101,9 @@ def _steps(record: Mapping[str, Any], paired: list[Unit], centre: int | None) ->
             Text(str(unit.position)),
         ]
         for side, place in zip(SIDES, (unit.reference, unit.candidate), strict=True):
-            row = trace_view.row_at(record, side, place)
+            row = trace_pairs.row_at(record, side, place)
             cells += [Text(_token(row, record["mode"])), Text(_probability(row, record["mode"]))]
-        cells.append(Text(f"{SIGNS[unit.state]} {trace_view.STATE_WORDS[unit.state]}"))
+        cells.append(Text(f"{SIGNS[unit.state]} {trace_pairs.STATE_WORDS[unit.state]}"))
         style = {SAME: "", DIFFER: "red"}.get(unit.state, "yellow")
         table.add_row(*cells, style=f"bold {style}".strip() if at == centre else style)
     return table
@@ -118,7 +118,7 @@ def _step_words(record: Mapping[str, Any], unit: Unit) -> str:
 def _token(row: Mapping[str, Any] | None, mode: str, width: int = 18) -> str:
     if row is None:
         return "–"
-    token = trace_view.said(row, mode)
+    token = trace_pairs.said(row, mode)
     piece = next((top[1] for top in row["top"] or () if top[0] == token), row["piece"])
     if piece is None:
         return "–" if token is None else f"#{token}"
@@ -129,7 +129,7 @@ def _token(row: Mapping[str, Any] | None, mode: str, width: int = 18) -> str:
 def _probability(row: Mapping[str, Any] | None, mode: str) -> str:
     if row is None:
         return "–"
-    token = trace_view.said(row, mode)
+    token = trace_pairs.said(row, mode)
     found = next((top[2] for top in row["top"] or () if top[0] == token), None)
     if found is None and row["logprob"] is not None and token == row["token"]:
         found = math.exp(row["logprob"])
