@@ -155,8 +155,7 @@ def _report(found: Trace, out: str | None, as_json: bool) -> None:
     from twinrun.trace.shown import shown
 
     record = shown(found)
-    for part in trace_text(record):
-        console(as_json).print(part)
+    console(as_json).print(trace_text(record))
     about = found.about()
     if about["blame"] is not None:
         about["blame"] = {k: v for k, v in about["blame"].items() if k != "table"}

@@ -224,7 +224,7 @@ class Model:
             raise ConfigError(f"scores of {self.name} cannot be streamed: {layout.why_not}")
         part = (
             raised_part(layout.head, hidden.dtype)
-            if hidden.dtype.itemsize > self.dtype.itemsize
+            if hidden.is_floating_point() and hidden.dtype != self.dtype
             else nullcontext()
         )
         with torch.inference_mode(), part:

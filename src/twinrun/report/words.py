@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb]"
+)
 
 RATIO_MAX, RATIO_RMS = 2.0, 1.5
 """The rule that `twinrun.verify` judges by; a test holds that these are its numbers."""
@@ -123,6 +128,16 @@ def speed_of(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
 def visible(token: str) -> str:
     """A token whose white space can be seen: `␣` is the blank, `↵` the line break, `⇥` the tab."""
     return token.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥")
+
+
+def harmless(text: str | None) -> str:
+    r"""Text in which characters that cannot be seen, or that turn others around, stand as their code point.
+
+    Example:
+        >>> harmless("a\u202eb\x00")
+        'a⟨202E⟩b⟨0000⟩'
+    """
+    return _UNSEEN.sub(lambda found: f"⟨{ord(found[0]):04X}⟩", text or "")
 
 
 def limits(row: Mapping[str, Any]) -> tuple[float, float]:

@@ -29,6 +29,10 @@ def read_steps(folder: Path) -> list[TracedStep]:
             or steps are missing.
     """
     sums = _checksums(folder)
+    for path in folder.glob("steps-*.parquet"):
+        journal = folder / f"journal-{path.stem.removeprefix('steps-')}.jsonl"
+        if path.name not in sums and not journal.exists():
+            raise TraceError(f"{folder / CHECKSUMS} does not know {path.name}; record the trace again")
     steps: list[TracedStep] = []
     for name in sorted(n for n in sums if n.endswith(".parquet")):
         number = name.removeprefix("steps-").removesuffix(".parquet")

@@ -82,15 +82,15 @@ def gaps(low: Activations, high: Activations, tried: Activations, number: int, n
 
 
 def comparable(reference: Activations, candidate: Activations) -> str | None:
-    """None if the two runs have modules in common, else the reason why nothing can be compared."""
+    """None if at least half of the modules are on both sides, else the reason why nothing can be compared."""
     if not candidate.order:
         return "no forward of the candidate's model was seen (compiled code and other engines run no hooks)"
     if not reference.order:
         return "no forward of the reference's model was seen"
     common = set(reference.order) & set(candidate.order)
-    if len(common) < 2:
-        names = [next(iter(side.order)) for side in (reference, candidate)]
-        return f"the two models have no modules in common ({names[0]!r} and {names[1]!r}, for example)"
+    if 2 * len(common) < min(len(reference.order), len(candidate.order)):
+        names = [side.order[0] for side in (reference, candidate)]
+        return f"the two models are built differently: {len(common)} modules in common ({names[0]!r}, {names[1]!r})"
     return None
 
 
