@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twinrun.faults.fault import Fault
+from twinrun.faults import sites
+from twinrun.faults.fault import Fault, Site
 from twinrun.faults.parts import attentions, attribute, middle, outputs, scale_name
 from twinrun.models.model import Model
 from twinrun.runners.runner import ModelRunner
@@ -26,6 +27,7 @@ def attention_scale_off() -> Fault:
         ),
         kind="model",
         where="attention of the first layer",
+        site=Site("module", sites.first_attention),
         reason_against=_no_scale,
         plant=_wrong_scale,
     )
@@ -42,6 +44,7 @@ def value_scale_off() -> Fault:
         ),
         kind="model",
         where="value projection of the middle layer",
+        site=Site("module", _middle_values),
         reason_against=_no_value_projection,
         plant=_scaled_values,
     )
@@ -55,6 +58,7 @@ def heads_tiled() -> Fault:
         thread=("https://github.com/onnx/onnx/pull/7274", "https://github.com/ekzhang/jax-js/pull/180"),
         kind="model",
         where="attention of the first layer",
+        site=Site("module", sites.first_attention),
         needs=("GQA",),
         reason_against=_no_groups,
         plant=_tiled,
@@ -73,6 +77,11 @@ def _no_value_projection(model: Model) -> str | None:
         if parts and isinstance(getattr(middle(parts), "v_proj", None), nn.Module)
         else "it has no separate value projection"
     )
+
+
+def _middle_values(model: Model) -> tuple[str, ...]:
+    part = middle(attentions(model))
+    return sites.paths(model, [part, getattr(part, "v_proj", None)])
 
 
 def _head_counts(model: Model) -> tuple[int, int]:

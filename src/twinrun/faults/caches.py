@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twinrun.faults.fault import Fault
+from twinrun.faults import sites
+from twinrun.faults.fault import Fault, Site
 from twinrun.faults.parts import attentions, attribute, calls
 from twinrun.models.model import Model
 from twinrun.runners.kvcache import KVCache
@@ -31,6 +32,7 @@ def slot_not_written() -> Fault:
         ),
         kind="runner",
         where="cache of the middle layer, first decoding step",
+        site=Site("cache", sites.middle_attention),
         needs=("cache", "steps after the prompt"),
         runners=CACHED,
         reason_against=_no_attention,
@@ -49,6 +51,7 @@ def float8_cache() -> Fault:
         ),
         kind="runner",
         where="cache of every layer",
+        site=Site("cache", sites.first_attention),
         needs=("cache",),
         runners=CACHED,
         reason_against=_no_attention,
@@ -67,6 +70,7 @@ def static_cache_without_mask() -> Fault:
         ),
         kind="runner",
         where="attention mask of the first decoding step",
+        site=Site("mask"),
         needs=("cache", "empty slots"),
         runners=("kv-cache:static",),
         reason_against=_no_attention,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twinrun.faults.fault import Fault, always
+from twinrun.faults.fault import Fault, Site, always
 from twinrun.faults.parts import attentions, attribute, calls
 from twinrun.models.model import Model
 from twinrun.runners.runner import ModelRunner
@@ -26,6 +26,7 @@ def causal_mask_dropped() -> Fault:
         thread=("https://github.com/huggingface/transformers/pull/48821",),
         kind="model",
         where="attention mask",
+        site=Site("mask"),
         needs=("several tokens in one forward",),
         runners=PADDING,
         reason_against=_no_mask_argument,
@@ -44,6 +45,7 @@ def padding_attended() -> Fault:
         ),
         kind="runner",
         where="attention mask of padded rows",
+        site=Site("mask"),
         needs=("padding",),
         runners=PADDING,
         reason_against=always,
@@ -62,6 +64,7 @@ def pad_id_masked() -> Fault:
         ),
         kind="runner",
         where="attention mask of tokens with the pad id",
+        site=Site("mask"),
         needs=("the pad id inside a text",),
         runners=("single-pass",),
         reason_against=always,
@@ -80,6 +83,7 @@ def window_off_by_one() -> Fault:
         ),
         kind="model",
         where="attention mask of windowed layers",
+        site=Site("mask"),
         needs=("sliding window", "prompt longer than the window"),
         reason_against=_no_window,
         plant=_wider_window,

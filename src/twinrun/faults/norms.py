@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from twinrun.faults.fault import Fault
+from twinrun.faults import sites
+from twinrun.faults.fault import Fault, Site
 from twinrun.faults.parts import attribute, norms
 from twinrun.models.model import Model
 from twinrun.runners.runner import ModelRunner
@@ -22,9 +23,14 @@ def epsilon_off() -> Fault:
         ),
         kind="model",
         where="norm of the first layer",
+        site=Site("module", _first_norm),
         reason_against=_no_epsilon,
         plant=_larger_epsilon,
     )
+
+
+def _first_norm(model: Model) -> tuple[str, ...]:
+    return sites.first_called(model, (part for part, _ in norms(model)))
 
 
 def _no_epsilon(model: Model) -> str | None:

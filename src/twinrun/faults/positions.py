@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twinrun.faults.fault import Fault, always
+from twinrun.faults.fault import Fault, Site, always
 from twinrun.faults.parts import attribute, calls
 from twinrun.models.model import Model
 from twinrun.numerics.blocks import LogitRows
@@ -29,6 +29,7 @@ def position_off_by_one() -> Fault:
         ),
         kind="runner",
         where="position ids of the first decoding step",
+        site=Site("positions"),
         needs=("cache", "steps after the prompt"),
         runners=("kv-cache:dynamic", "kv-cache:static"),
         reason_against=_no_position_ids,
@@ -47,6 +48,7 @@ def scores_off_by_one() -> Fault:
         ),
         kind="runner",
         where="rows of the scores",
+        site=Site("scores"),
         needs=("two scored positions",),
         reason_against=always,
         plant=_shifted_scores,

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from twinrun.faults.fault import Fault
+from twinrun.faults import sites
+from twinrun.faults.fault import Fault, Site
 from twinrun.faults.parts import attribute, rotaries
 from twinrun.models.model import Model
 from twinrun.runners.runner import ModelRunner
@@ -27,6 +28,7 @@ def bfloat16_table() -> Fault:
         ),
         kind="model",
         where="rotary embedding",
+        site=Site("module", _first_rotary),
         needs=("rotary embedding", "long prompt"),
         reason_against=_no_rotary,
         plant=_coarse_angles,
@@ -44,10 +46,15 @@ def frequencies_off() -> Fault:
         ),
         kind="model",
         where="rotary embedding",
+        site=Site("module", _first_rotary),
         needs=("rotary embedding",),
         reason_against=_no_rotary,
         plant=_wrong_frequencies,
     )
+
+
+def _first_rotary(model: Model) -> tuple[str, ...]:
+    return sites.first_called(model, rotaries(model))
 
 
 def _no_rotary(model: Model) -> str | None:
