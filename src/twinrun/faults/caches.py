@@ -83,7 +83,7 @@ def _no_attention(model: Model) -> str | None:
 
 
 @contextmanager
-def _rewritten(runner: ModelRunner, write: Write) -> Iterator[None]:
+def rewritten(runner: ModelRunner, write: Write) -> Iterator[None]:
     """Pass what every new cache stores through `write`."""
     assert isinstance(runner, KVCache)
     fresh = runner.new_cache
@@ -116,7 +116,7 @@ def _unwritten_slot(runner: ModelRunner) -> Iterator[None]:
         is_first_step = past > 0 and past == prompt[0]
         return (torch.zeros_like(keys), torch.zeros_like(values)) if is_first_step else (keys, values)
 
-    with _rewritten(runner, write):
+    with rewritten(runner, write):
         yield
 
 
@@ -126,7 +126,7 @@ def _through_float8(runner: ModelRunner) -> Iterator[None]:
         keys, values = (t.to(torch.float8_e4m3fn).to(t.dtype) for t in (keys, values))
         return keys, values
 
-    with _rewritten(runner, write):
+    with rewritten(runner, write):
         yield
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from twinrun.runners.runner import ModelRunner
 from twinrun.verify.probes import boundaries
 
 PADDING = ("single-pass", "kv-cache:dynamic", "kv-cache:static")
+BEYOND_ANY_TEXT = 1 << 24
 
 
 def causal_mask_dropped() -> Fault:
@@ -86,7 +87,25 @@ def window_off_by_one() -> Fault:
         site=Site("mask"),
         needs=("sliding window", "prompt longer than the window"),
         reason_against=_no_window,
-        plant=_wider_window,
+        plant=_one_wider_window,
+    )
+
+
+def window_lost() -> Fault:
+    """The sliding window is not applied at all."""
+    return Fault(
+        name="window-lost",
+        summary="layers with sliding-window attention attend to the whole text",
+        thread=(
+            "https://github.com/huggingface/transformers/pull/32522",
+            "https://github.com/huggingface/transformers/pull/35691",
+        ),
+        kind="model",
+        where="attention mask of windowed layers",
+        site=Site("mask"),
+        needs=("sliding window", "prompt longer than the window"),
+        reason_against=_no_window,
+        plant=_no_window_applied,
     )
 
 
@@ -145,12 +164,20 @@ def _pad_id_hidden(runner: ModelRunner) -> Iterator[None]:
 
 
 @contextmanager
-def _wider_window(runner: ModelRunner) -> Iterator[None]:
+def _wider_window(runner: ModelRunner, extra: int) -> Iterator[None]:
     config = runner.model.config
     with ExitStack() as undo:
-        undo.enter_context(attribute(config, "sliding_window", config.sliding_window + 1))
+        undo.enter_context(attribute(config, "sliding_window", config.sliding_window + extra))
         for part in runner.model.core.modules():
             width = vars(part).get("sliding_window")
             if isinstance(width, int):
-                undo.enter_context(attribute(part, "sliding_window", width + 1))
+                undo.enter_context(attribute(part, "sliding_window", width + extra))
         yield
+
+
+def _one_wider_window(runner: ModelRunner) -> AbstractContextManager[None]:
+    return _wider_window(runner, 1)
+
+
+def _no_window_applied(runner: ModelRunner) -> AbstractContextManager[None]:
+    return _wider_window(runner, BEYOND_ANY_TEXT)
