@@ -167,6 +167,17 @@ def test_an_unknown_name_is_answered_with_near_ones() -> None:
         ("window-off-by-one", "llama", "no sliding window"),
         ("gqa-heads-tiled", "gptj", "tiling and repeating are the same"),
         ("rope-table-bfloat16", "gpt2", "rotary"),
+        ("position-from-rows-kept", "llama", "no sliding window"),
+        ("frozen-decode-position", "bloom", "no position_ids"),
+        ("stale-cache-after-rollback", "mistral", "nothing can be rolled back"),
+        ("rope-scaling-ignored", "llama", "no scaling"),
+        ("rope-scaling-ignored", "llama-rope", "where its context ends"),
+        ("qk-norm-dropped", "llama", "not normalised"),
+        ("attention-softcap-missing", "llama", "no soft cap on its attention"),
+        ("gelu-form-swapped", "llama", "no GELU"),
+        ("router-normalisation-swapped", "mixtral", "no routers"),
+        ("residual-multiplier-ignored", "llama", "no residual multiplier"),
+        ("embedding-scaled-twice", "llama", "no factor"),
     ],
 )
 def test_a_fault_that_cannot_exist_says_why(name: str, family: str, why: str) -> None:

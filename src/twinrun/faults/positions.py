@@ -134,7 +134,7 @@ def _late_positions(runner: ModelRunner) -> AbstractContextManager[None]:
 
 def _retained_positions(runner: ModelRunner) -> AbstractContextManager[None]:
     def move(here: Tensor, cache: Any, past: int) -> Tensor:
-        kept = min(layer.keys.shape[-2] for layer in cache.layers if layer.keys is not None)
+        kept = min(int(layer.keys.shape[-2]) for layer in cache.layers if layer.keys is not None)
         return here - max(0, past - kept)
 
     return moved_steps(runner, move)

@@ -100,7 +100,7 @@ def drafted(runner: ModelRunner, *, rolled_back: int) -> Iterator[None]:
     def run(right: Callable[..., Any], by_name: dict[str, Any]) -> Any:
         ids, cache = by_name["input_ids"], by_name.get("past_key_values")
         past = int(cache.get_seq_length()) if cache is not None else 0
-        if past == 0:
+        if cache is None or past == 0:
             return right(**by_name)
         is_first, newest[0] = newest[0] is not cache, cache
         here, mask = by_name.get("position_ids"), by_name.get("attention_mask")

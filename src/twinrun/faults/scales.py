@@ -34,7 +34,7 @@ def residual_multiplier_ignored() -> Fault:
     """What a layer adds is added whole."""
     return Fault(
         name="residual-multiplier-ignored",
-        summary="what attention and feed-forward of a layer add to the residual is not multiplied by the model's factor",
+        summary="what a layer adds to the residual is added whole, without the factor of the model",
         thread=("https://github.com/OpenNMT/CTranslate2/pull/1882",),
         kind="model",
         where="first layer",
