@@ -22,9 +22,10 @@ from twinrun.faults.sites import paths
 Calls = list[tuple[str, list[Tensor]]]
 TEXTS = (
     ([[9, 31, 7, 8, 64, 3, 12, 5]], [5]),
+    ([[21, 6, 48, 90, 17, 2, 33, 4]], [5]),
     ([[40, 3, 0, *range(60, 85)], [11, 9, *range(200, 207)]], [19, 4]),
 )
-"""Two prompts one after the other; the second a padded batch with the pad id in a text, beyond a window of 16."""
+"""Prompts one after the other; the last a padded batch with the pad id in a text, beyond a window of 16."""
 MECHANISMS = {
     "chunked-prefill-positions": in_chunks,
     "chunked-prefill-keys": in_chunks,
