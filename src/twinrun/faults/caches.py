@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from twinrun.faults import sites
-from twinrun.faults.fault import Fault, Site
+from twinrun.faults.fault import CACHED, Fault, Site
 from twinrun.faults.parts import attentions, attribute, calls
-from twinrun.models.model import Model
+from twinrun.faults.reasons import no_attention
 from twinrun.runners.kvcache import KVCache
 from twinrun.runners.runner import ModelRunner
 
-CACHED = ("kv-cache:dynamic", "kv-cache:static")
 Write = Callable[[Tensor, Tensor, int, int], tuple[Tensor, Tensor]]
 """(keys, values, layer, tokens already cached) -> what is stored instead."""
 
@@ -35,7 +34,7 @@ def slot_not_written() -> Fault:
         site=Site("cache", sites.middle_attention),
         needs=("cache", "steps after the prompt"),
         runners=CACHED,
-        reason_against=_no_attention,
+        reason_against=no_attention,
         plant=_unwritten_slot,
     )
 
@@ -54,7 +53,7 @@ def float8_cache() -> Fault:
         site=Site("cache", sites.first_attention),
         needs=("cache",),
         runners=CACHED,
-        reason_against=_no_attention,
+        reason_against=no_attention,
         plant=_through_float8,
     )
 
@@ -73,13 +72,9 @@ def static_cache_without_mask() -> Fault:
         site=Site("mask"),
         needs=("cache", "empty slots"),
         runners=("kv-cache:static",),
-        reason_against=_no_attention,
+        reason_against=no_attention,
         plant=_empty_slots_attended,
     )
-
-
-def _no_attention(model: Model) -> str | None:
-    return None if attentions(model) else "it has no attention module that takes an attention mask"
 
 
 @contextmanager

@@ -16,6 +16,9 @@ from twinrun.runners.runner import ModelRunner
 from twinrun.runners.singlepass import SinglePass
 
 Plant = Callable[[ModelRunner], AbstractContextManager[None]]
+CACHED = ("kv-cache:dynamic", "kv-cache:static")
+PADDED = ("single-pass", *CACHED)
+"""Names of the runners that keep a cache, and of those that pad a batch."""
 
 
 @dataclass(frozen=True, slots=True)

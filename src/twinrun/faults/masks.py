@@ -9,13 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twinrun.faults.fault import Fault, Site, always
+from twinrun.faults.fault import PADDED, Fault, Site, always
 from twinrun.faults.parts import attentions, attribute, calls
-from twinrun.models.model import Model
+from twinrun.faults.reasons import no_attention, no_window
 from twinrun.runners.runner import ModelRunner
-from twinrun.verify.probes import boundaries
 
-PADDING = ("single-pass", "kv-cache:dynamic", "kv-cache:static")
 BEYOND_ANY_TEXT = 1 << 24
 
 
@@ -29,8 +27,8 @@ def causal_mask_dropped() -> Fault:
         where="attention mask",
         site=Site("mask"),
         needs=("several tokens in one forward",),
-        runners=PADDING,
-        reason_against=_no_mask_argument,
+        runners=PADDED,
+        reason_against=no_attention,
         plant=_future_seen,
     )
 
@@ -48,7 +46,7 @@ def padding_attended() -> Fault:
         where="attention mask of padded rows",
         site=Site("mask"),
         needs=("padding",),
-        runners=PADDING,
+        runners=PADDED,
         reason_against=always,
         plant=_padding_seen,
     )
@@ -86,7 +84,7 @@ def window_off_by_one() -> Fault:
         where="attention mask of windowed layers",
         site=Site("mask"),
         needs=("sliding window", "prompt longer than the window"),
-        reason_against=_no_window,
+        reason_against=no_window,
         plant=_one_wider_window,
     )
 
@@ -104,20 +102,8 @@ def window_lost() -> Fault:
         where="attention mask of windowed layers",
         site=Site("mask"),
         needs=("sliding window", "prompt longer than the window"),
-        reason_against=_no_window,
+        reason_against=no_window,
         plant=_no_window_applied,
-    )
-
-
-def _no_mask_argument(model: Model) -> str | None:
-    return None if attentions(model) else "it has no attention module that takes an attention mask"
-
-
-def _no_window(model: Model) -> str | None:
-    return (
-        None
-        if any(name == "sliding window" for name, _ in boundaries(model))
-        else "it has no sliding window in use"
     )
 
 

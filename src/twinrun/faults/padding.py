@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from twinrun.faults import sites
-from twinrun.faults.fault import Fault, Site
+from twinrun.faults.fault import PADDED, Fault, Site
 from twinrun.faults.parts import attentions, calls, outputs
 from twinrun.models.model import Model
 from twinrun.runners.runner import ModelRunner
@@ -30,7 +30,7 @@ def nan_from_padding() -> Fault:
         where="attention of the first layer on padded slots, that of the second on tokens",
         site=Site("module", _first_two_attentions),
         needs=("padding",),
-        runners=("single-pass", "kv-cache:dynamic", "kv-cache:static"),
+        runners=PADDED,
         reason_against=_too_few_layers,
         plant=_nan_in_padding,
     )

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twinrun.faults.fault import Fault, Site
+from twinrun.faults.fault import CACHED, Fault, Site
 from twinrun.faults.parts import calls
+from twinrun.faults.reasons import no_position_ids, no_window
 from twinrun.models.model import Model
 from twinrun.runners.runner import ModelRunner
-from twinrun.verify.probes import boundaries
 
 Move = Callable[[Tensor, Any, int], Tensor]
 """(right position ids, cache, tokens cached) -> the position ids handed over instead."""
@@ -32,7 +32,7 @@ def position_off_by_one() -> Fault:
         where="position ids of the first decoding step",
         site=Site("positions"),
         needs=("cache", "steps after the prompt"),
-        runners=("kv-cache:dynamic", "kv-cache:static"),
+        runners=CACHED,
         reason_against=no_position_ids,
         plant=_late_positions,
     )
@@ -52,8 +52,8 @@ def position_from_rows_kept() -> Fault:
         where="position ids of the first step beyond the window",
         site=Site("positions"),
         needs=("cache", "sliding window", "steps beyond the window"),
-        runners=("kv-cache:dynamic", "kv-cache:static"),
-        reason_against=_no_window,
+        runners=CACHED,
+        reason_against=_no_positions_or_window,
         plant=_retained_positions,
     )
 
@@ -72,7 +72,7 @@ def frozen_decode_position() -> Fault:
         where="position ids of the second decoding step",
         site=Site("positions"),
         needs=("cache", "two steps after the prompt"),
-        runners=("kv-cache:dynamic", "kv-cache:static"),
+        runners=CACHED,
         reason_against=no_position_ids,
         plant=_first_step_positions,
     )
@@ -91,7 +91,7 @@ def padded_positions_shared() -> Fault:
         where="position ids of the first decoding step of a padded row",
         site=Site("positions"),
         needs=("cache", "padding", "steps after the prompt"),
-        runners=("kv-cache:dynamic", "kv-cache:static"),
+        runners=CACHED,
         reason_against=no_position_ids,
         plant=_slot_positions,
     )
@@ -118,14 +118,8 @@ def positions_of(ids: Tensor, past: int) -> Tensor:
     return torch.arange(past, past + ids.shape[1], device=ids.device)[None].expand(ids.shape)
 
 
-def no_position_ids(model: Model) -> str | None:
-    """Say whether a model cannot be told at which positions its tokens stand."""
-    return None if "position_ids" in model.accepts else "its forward takes no position_ids"
-
-
-def _no_window(model: Model) -> str | None:
-    windows = any(name == "sliding window" for name, _ in boundaries(model))
-    return no_position_ids(model) or (None if windows else "it has no sliding window in use")
+def _no_positions_or_window(model: Model) -> str | None:
+    return no_position_ids(model) or no_window(model)
 
 
 def _late_positions(runner: ModelRunner) -> AbstractContextManager[None]:

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twinrun.faults.fault import Fault, Site
+from twinrun.faults.fault import CACHED, Fault, Site
 from twinrun.faults.parts import attentions, calls, forwards
-from twinrun.faults.positions import no_position_ids, positions_of
-from twinrun.models.model import Model
+from twinrun.faults.positions import positions_of
+from twinrun.faults.reasons import no_attention, no_position_ids
 from twinrun.runners.runner import ModelRunner
 
-CACHED = ("kv-cache:dynamic", "kv-cache:static")
 Second = Callable[[Callable[..., Any], dict[str, Any]], Any]
 """(right forward, its arguments by name) -> output: how the second chunk is run."""
 
@@ -50,13 +49,9 @@ def chunk_keys() -> Fault:
         site=Site("mask"),
         needs=("cache", "prompt of two chunks"),
         runners=CACHED,
-        reason_against=_no_attention,
+        reason_against=no_attention,
         plant=_own_keys_only,
     )
-
-
-def _no_attention(model: Model) -> str | None:
-    return None if attentions(model) else "it has no attention module that takes an attention mask"
 
 
 def plainly(right: Callable[..., Any], by_name: dict[str, Any]) -> Any:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from twinrun.faults import sites
 from twinrun.faults.caches import rewritten
-from twinrun.faults.fault import Fault, Site
-from twinrun.faults.parts import attentions, forwards
-from twinrun.faults.positions import no_position_ids, positions_of
+from twinrun.faults.fault import CACHED, Fault, Site
+from twinrun.faults.parts import forwards
+from twinrun.faults.positions import positions_of
+from twinrun.faults.reasons import no_attention, no_position_ids
 from twinrun.models.model import Model
 from twinrun.runners.runner import ModelRunner
 from twinrun.verify.probes import boundaries
@@ -35,8 +36,8 @@ def prefix_cache_pollution() -> Fault:
         where="cache of every layer, first block of the prompt",
         site=Site("cache", sites.first_attention),
         needs=("cache", "two prompts one after the other"),
-        runners=("kv-cache:dynamic", "kv-cache:static"),
-        reason_against=_no_attention,
+        runners=CACHED,
+        reason_against=no_attention,
         plant=_blocks_by_place,
     )
 
@@ -61,15 +62,11 @@ def stale_after_rollback() -> Fault:
     )
 
 
-def _no_attention(model: Model) -> str | None:
-    return None if attentions(model) else "it has no attention module that takes an attention mask"
-
-
 def _no_rollback(model: Model) -> str | None:
     windows = [name for name, _ in boundaries(model) if name in ("sliding window", "attention chunk")]
     if windows:
         return f"its cache forgets tokens behind the {windows[0]}, so nothing can be rolled back"
-    return no_position_ids(model) or _no_attention(model)
+    return no_position_ids(model) or no_attention(model)
 
 
 def _blocks_by_place(runner: ModelRunner) -> AbstractContextManager[None]:
