@@ -60,7 +60,14 @@ FAMILIES = {
     "scores-after-sorting": ("llama", "gpt2"),
     "softmax-in-half": ("llama", "gemma2"),
 }
-PLANTED = [(name, family, dtype) for name, pair in FAMILIES.items() for family in pair for dtype in DTYPES]
+PLANTED = [
+    (name, family, dtype)
+    for name, pair in FAMILIES.items()
+    for family in pair
+    for dtype in DTYPES
+    if family == pair[0] or dtype == "bfloat16"
+]
+"""float32 of a second family shows little more; the slow test below has every family in it."""
 CLEAN = sorted({(FAULTS[name]().runners[0], family, dtype) for name, family, dtype in PLANTED})
 
 
