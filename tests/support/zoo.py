@@ -43,6 +43,10 @@ LONG_ROPE = {
     "rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 24,
     "short_factor": [1.0] * 8, "long_factor": [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5],
 }  # fmt: skip
+LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
+YARN_ROPE = {
+    "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 128,
+}  # fmt: skip
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "head_dim": 16}
 MLA = {
     "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
@@ -60,6 +64,8 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "max_position_embeddings": 48,
         },
     ),
+    "llama-linear": ("LlamaConfig", {**BASE, "rope_parameters": LINEAR_ROPE}),
+    "llama-yarn": ("LlamaConfig", {**BASE, "rope_parameters": YARN_ROPE}),
     "mistral": ("MistralConfig", {**BASE, "sliding_window": 16}),
     "qwen2": ("Qwen2Config", BASE),
     "qwen3": ("Qwen3Config", {**BASE, "head_dim": 16}),
@@ -67,6 +73,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("MixtralConfig", {**BASE, "num_local_experts": 4}),
     "deepseek3": ("DeepseekV3Config", {**BASE, **MLA}),
     "gemma2": ("Gemma2Config", {**BASE, **GEMMA}),
+    "gemma2-cap": ("Gemma2Config", {**BASE, **GEMMA, "attn_logit_softcapping": 2.0}),
     "gemma3": ("Gemma3TextConfig", {**BASE, **GEMMA}),
     "phi": ("PhiConfig", BASE),
     "phi3": ("Phi3Config", BASE),

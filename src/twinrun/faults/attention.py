@@ -1,4 +1,4 @@
-"""Faults inside attention: a scale that is off, heads that read another head's keys and values."""
+"""Faults inside attention: values too large, heads that read another head's keys and values."""
 
 from __future__ import annotations
 
@@ -9,26 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twinrun.faults.fault import Fault
-from twinrun.faults.parts import attentions, attribute, middle, outputs, scale_name
+from twinrun.faults import sites
+from twinrun.faults.fault import Fault, Site
+from twinrun.faults.parts import attentions, middle, outputs
 from twinrun.models.model import Model
 from twinrun.runners.runner import ModelRunner
-
-
-def attention_scale_off() -> Fault:
-    """Attention scores are 2 % too large."""
-    return Fault(
-        name="attention-scale-off",
-        summary="attention scores of every layer are multiplied by 1.02 before the softmax",
-        thread=(
-            "https://github.com/huggingface/transformers/issues/31891",
-            "https://github.com/TransformerLensOrg/TransformerLens/pull/694",
-        ),
-        kind="model",
-        where="attention of the first layer",
-        reason_against=_no_scale,
-        plant=_wrong_scale,
-    )
 
 
 def value_scale_off() -> Fault:
@@ -42,6 +27,7 @@ def value_scale_off() -> Fault:
         ),
         kind="model",
         where="value projection of the middle layer",
+        site=Site("module", _middle_values),
         reason_against=_no_value_projection,
         plant=_scaled_values,
     )
@@ -55,15 +41,11 @@ def heads_tiled() -> Fault:
         thread=("https://github.com/onnx/onnx/pull/7274", "https://github.com/ekzhang/jax-js/pull/180"),
         kind="model",
         where="attention of the first layer",
+        site=Site("module", sites.first_attention),
         needs=("GQA",),
         reason_against=_no_groups,
         plant=_tiled,
     )
-
-
-def _no_scale(model: Model) -> str | None:
-    parts = attentions(model)
-    return None if parts and all(map(scale_name, parts)) else "its attention uses no scale that can be set"
 
 
 def _no_value_projection(model: Model) -> str | None:
@@ -73,6 +55,11 @@ def _no_value_projection(model: Model) -> str | None:
         if parts and isinstance(getattr(middle(parts), "v_proj", None), nn.Module)
         else "it has no separate value projection"
     )
+
+
+def _middle_values(model: Model) -> tuple[str, ...]:
+    part = middle(attentions(model))
+    return sites.paths(model, [part, getattr(part, "v_proj", None)])
 
 
 def _head_counts(model: Model) -> tuple[int, int]:
@@ -98,17 +85,6 @@ def _is_shared(norm: nn.Module, head_dim: int) -> bool:
     """Whether a norm has one weight a channel of a head, the same for all heads."""
     weight = getattr(norm, "weight", None)
     return isinstance(weight, Tensor) and tuple(weight.shape) == (head_dim,)
-
-
-@contextmanager
-def _wrong_scale(runner: ModelRunner) -> Iterator[None]:
-    with ExitStack() as undo:
-        for part in attentions(runner.model):
-            name = scale_name(part)
-            assert name is not None
-            factor = 1 / 1.02 if name == "scale_attn" else 1.02  # GPT-J divides by it
-            undo.enter_context(attribute(part, name, getattr(part, name) * factor))
-        yield
 
 
 @contextmanager

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twinrun.faults.fault import Fault
+from twinrun.faults import sites
+from twinrun.faults.fault import CACHED, Fault, Site
 from twinrun.faults.parts import attentions, attribute, calls
-from twinrun.models.model import Model
+from twinrun.faults.reasons import no_attention
 from twinrun.runners.kvcache import KVCache
 from twinrun.runners.runner import ModelRunner
 
-CACHED = ("kv-cache:dynamic", "kv-cache:static")
 Write = Callable[[Tensor, Tensor, int, int], tuple[Tensor, Tensor]]
 """(keys, values, layer, tokens already cached) -> what is stored instead."""
 
@@ -31,9 +31,10 @@ def slot_not_written() -> Fault:
         ),
         kind="runner",
         where="cache of the middle layer, first decoding step",
+        site=Site("cache", sites.middle_attention),
         needs=("cache", "steps after the prompt"),
         runners=CACHED,
-        reason_against=_no_attention,
+        reason_against=no_attention,
         plant=_unwritten_slot,
     )
 
@@ -49,9 +50,10 @@ def float8_cache() -> Fault:
         ),
         kind="runner",
         where="cache of every layer",
+        site=Site("cache", sites.first_attention),
         needs=("cache",),
         runners=CACHED,
-        reason_against=_no_attention,
+        reason_against=no_attention,
         plant=_through_float8,
     )
 
@@ -67,19 +69,16 @@ def static_cache_without_mask() -> Fault:
         ),
         kind="runner",
         where="attention mask of the first decoding step",
+        site=Site("mask"),
         needs=("cache", "empty slots"),
         runners=("kv-cache:static",),
-        reason_against=_no_attention,
+        reason_against=no_attention,
         plant=_empty_slots_attended,
     )
 
 
-def _no_attention(model: Model) -> str | None:
-    return None if attentions(model) else "it has no attention module that takes an attention mask"
-
-
 @contextmanager
-def _rewritten(runner: ModelRunner, write: Write) -> Iterator[None]:
+def rewritten(runner: ModelRunner, write: Write) -> Iterator[None]:
     """Pass what every new cache stores through `write`."""
     assert isinstance(runner, KVCache)
     fresh = runner.new_cache
@@ -112,7 +111,7 @@ def _unwritten_slot(runner: ModelRunner) -> Iterator[None]:
         is_first_step = past > 0 and past == prompt[0]
         return (torch.zeros_like(keys), torch.zeros_like(values)) if is_first_step else (keys, values)
 
-    with _rewritten(runner, write):
+    with rewritten(runner, write):
         yield
 
 
@@ -122,7 +121,7 @@ def _through_float8(runner: ModelRunner) -> Iterator[None]:
         keys, values = (t.to(torch.float8_e4m3fn).to(t.dtype) for t in (keys, values))
         return keys, values
 
-    with _rewritten(runner, write):
+    with rewritten(runner, write):
         yield
 
 

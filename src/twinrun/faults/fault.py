@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +16,33 @@ from twinrun.runners.runner import ModelRunner
 from twinrun.runners.singlepass import SinglePass
 
 Plant = Callable[[ModelRunner], AbstractContextManager[None]]
+CACHED = ("kv-cache:dynamic", "kv-cache:static")
+PADDED = ("single-pass", *CACHED)
+"""Names of the runners that keep a cache, and of those that pad a batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where a fault sits, so that whatever claims to find it can be judged.
+
+    Attributes:
+        kind: "input ids" (what is fed), "positions" (the position ids handed to the model), "mask" (what
+            attention gets as mask allows other keys than it should), "cache" (what is stored or read is wrong),
+            "module" (a module computes something else), "scores" (every module is right, the rows handed out are
+            not).
+        modules: for "module" the modules that compute it, for "cache" the attention modules that store it, as paths
+            in `model.core.named_modules()`. Any of them is a right answer, or any module inside it; "" means the
+            whole model and not what is inside: the place behind the head. Of a fault in every layer this is
+            the place that runs first.
+    """
+
+    kind: Literal["input ids", "positions", "mask", "cache", "module", "scores"]
+    modules: Callable[[Model], Sequence[str]] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a module or a cache without its place."""
+        if (self.modules is None) == (self.kind in ("module", "cache")):
+            raise ConfigError(f"a site of kind {self.kind!r} with modules={self.modules}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +54,8 @@ class Fault:
         summary: what goes wrong, in one sentence.
         thread: public reports of this kind of bug; empty where we know of none.
         kind: "model" (any runner shows it) or "runner" (it lives in one way of running).
-        where: what a good explanation should point at.
+        where: what a good explanation should point at, in words.
+        site: the same place, for a program.
         needs: what a prompt or a model must have for the fault to show.
         runners: names of the runners that show it, the best one first.
         reason_against: why the fault does not exist in a model, or None.
@@ -39,6 +67,7 @@ class Fault:
     thread: tuple[str, ...]
     kind: Literal["model", "runner"]
     where: str
+    site: Site
     needs: tuple[str, ...] = ()
     runners: tuple[str, ...] = ("single-pass", "kv-cache:dynamic", "kv-cache:static", "recompute")
     reason_against: Callable[[Model], str | None]

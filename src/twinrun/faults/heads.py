@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twinrun.faults.fault import Fault
+from twinrun.faults import sites
+from twinrun.faults.fault import Fault, Site
 from twinrun.faults.parts import attribute, outputs, parameter
 from twinrun.models.model import Model
 from twinrun.runners.runner import ModelRunner
@@ -28,6 +29,7 @@ def head_not_loaded() -> Fault:
         ),
         kind="model",
         where="head",
+        site=Site("module", sites.head),
         reason_against=_no_head_weight,
         plant=_fresh_head,
     )
@@ -41,6 +43,7 @@ def head_bias_dropped() -> Fault:
         thread=(),
         kind="model",
         where="head",
+        site=Site("module", sites.head),
         needs=("a head with bias",),
         reason_against=_no_head_bias,
         plant=_no_bias,
@@ -55,6 +58,7 @@ def softcap_missing() -> Fault:
         thread=("https://github.com/ggml-org/llama.cpp/pull/8156",),
         kind="model",
         where="behind the head",
+        site=Site("module", sites.behind_the_head),
         needs=("a soft cap",),
         reason_against=_no_softcap,
         plant=_no_cap,
@@ -69,6 +73,7 @@ def logit_scale_off() -> Fault:
         thread=(),
         kind="model",
         where="behind the head",
+        site=Site("module", sites.behind_the_head),
         reason_against=_no_logits_field,
         plant=_scaled_logits,
     )

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from twinrun.faults.fault import Fault, always
+from twinrun.faults.fault import PADDED, Fault, Site, always
 from twinrun.faults.parts import attentions, attribute, calls
-from twinrun.models.model import Model
+from twinrun.faults.reasons import no_attention, no_window
 from twinrun.runners.runner import ModelRunner
-from twinrun.verify.probes import boundaries
 
-PADDING = ("single-pass", "kv-cache:dynamic", "kv-cache:static")
+BEYOND_ANY_TEXT = 1 << 24
 
 
 def causal_mask_dropped() -> Fault:
@@ -26,9 +25,10 @@ def causal_mask_dropped() -> Fault:
         thread=("https://github.com/huggingface/transformers/pull/48821",),
         kind="model",
         where="attention mask",
+        site=Site("mask"),
         needs=("several tokens in one forward",),
-        runners=PADDING,
-        reason_against=_no_mask_argument,
+        runners=PADDED,
+        reason_against=no_attention,
         plant=_future_seen,
     )
 
@@ -44,8 +44,9 @@ def padding_attended() -> Fault:
         ),
         kind="runner",
         where="attention mask of padded rows",
+        site=Site("mask"),
         needs=("padding",),
-        runners=PADDING,
+        runners=PADDED,
         reason_against=always,
         plant=_padding_seen,
     )
@@ -62,6 +63,7 @@ def pad_id_masked() -> Fault:
         ),
         kind="runner",
         where="attention mask of tokens with the pad id",
+        site=Site("mask"),
         needs=("the pad id inside a text",),
         runners=("single-pass",),
         reason_against=always,
@@ -80,21 +82,28 @@ def window_off_by_one() -> Fault:
         ),
         kind="model",
         where="attention mask of windowed layers",
+        site=Site("mask"),
         needs=("sliding window", "prompt longer than the window"),
-        reason_against=_no_window,
-        plant=_wider_window,
+        reason_against=no_window,
+        plant=_one_wider_window,
     )
 
 
-def _no_mask_argument(model: Model) -> str | None:
-    return None if attentions(model) else "it has no attention module that takes an attention mask"
-
-
-def _no_window(model: Model) -> str | None:
-    return (
-        None
-        if any(name == "sliding window" for name, _ in boundaries(model))
-        else "it has no sliding window in use"
+def window_lost() -> Fault:
+    """The sliding window is not applied at all."""
+    return Fault(
+        name="window-lost",
+        summary="layers with sliding-window attention attend to the whole text",
+        thread=(
+            "https://github.com/huggingface/transformers/pull/32522",
+            "https://github.com/huggingface/transformers/pull/35691",
+        ),
+        kind="model",
+        where="attention mask of windowed layers",
+        site=Site("mask"),
+        needs=("sliding window", "prompt longer than the window"),
+        reason_against=no_window,
+        plant=_no_window_applied,
     )
 
 
@@ -141,12 +150,20 @@ def _pad_id_hidden(runner: ModelRunner) -> Iterator[None]:
 
 
 @contextmanager
-def _wider_window(runner: ModelRunner) -> Iterator[None]:
+def _wider_window(runner: ModelRunner, extra: int) -> Iterator[None]:
     config = runner.model.config
     with ExitStack() as undo:
-        undo.enter_context(attribute(config, "sliding_window", config.sliding_window + 1))
+        undo.enter_context(attribute(config, "sliding_window", config.sliding_window + extra))
         for part in runner.model.core.modules():
             width = vars(part).get("sliding_window")
             if isinstance(width, int):
-                undo.enter_context(attribute(part, "sliding_window", width + 1))
+                undo.enter_context(attribute(part, "sliding_window", width + extra))
         yield
+
+
+def _one_wider_window(runner: ModelRunner) -> AbstractContextManager[None]:
+    return _wider_window(runner, 1)
+
+
+def _no_window_applied(runner: ModelRunner) -> AbstractContextManager[None]:
+    return _wider_window(runner, BEYOND_ANY_TEXT)

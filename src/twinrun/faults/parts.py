@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,13 +16,15 @@ SCALE_NAMES = ("scaling", "inv_norm_factor", "scale_attn")
 EPS_NAMES = ("variance_epsilon", "eps")
 
 
+def attention_of(layer: nn.Module) -> nn.Module | None:
+    """The attention module of a decoder layer, the first whose class is named so."""
+    inside = (part for part in layer.modules() if "attention" in type(part).__name__.lower())
+    return next((part for part in inside if "attention_mask" in parameters(part)), None)
+
+
 def attentions(model: Model) -> list[nn.Module]:
-    """The attention module of each decoder layer, the first whose class is named so."""
-    found = []
-    for layer in model.layout.layers:
-        inside = (part for part in layer.modules() if "attention" in type(part).__name__.lower())
-        found += [part for part in inside if "attention_mask" in parameters(part)][:1]
-    return found
+    """The attention module of each decoder layer that has one."""
+    return [part for layer in model.layout.layers if (part := attention_of(layer)) is not None]
 
 
 def middle(parts: list[nn.Module]) -> nn.Module:
@@ -100,6 +103,19 @@ def calls(parts: list[nn.Module], change: Callable[[nn.Module, dict[str, Any]], 
             undo.callback(
                 part.register_forward_pre_hook(_renamed(parameters(part), change), with_kwargs=True).remove
             )
+        yield
+
+
+@contextmanager
+def forwards(part: nn.Module, run: Callable[[Callable[..., Any], dict[str, Any]], Any]) -> Iterator[None]:
+    """Inside the block a module's forward is `run(right forward, arguments by name)`."""
+    right, names = part.forward, parameters(part)
+
+    @functools.wraps(right)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return run(right, {**dict(zip(names, args, strict=False)), **kwargs})
+
+    with attribute(part, "forward", forward):
         yield
 
 

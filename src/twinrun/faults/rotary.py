@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from twinrun.faults.fault import Fault
+from twinrun.faults import sites
+from twinrun.faults.fault import Fault, Site
 from twinrun.faults.parts import attribute, rotaries
 from twinrun.models.model import Model
 from twinrun.runners.runner import ModelRunner
+
+PLAIN_NAME = "compute_default_rope_parameters"
 
 
 def bfloat16_table() -> Fault:
@@ -27,6 +30,7 @@ def bfloat16_table() -> Fault:
         ),
         kind="model",
         where="rotary embedding",
+        site=Site("module", _first_rotary),
         needs=("rotary embedding", "long prompt"),
         reason_against=_no_rotary,
         plant=_coarse_angles,
@@ -44,10 +48,46 @@ def frequencies_off() -> Fault:
         ),
         kind="model",
         where="rotary embedding",
+        site=Site("module", _first_rotary),
         needs=("rotary embedding",),
         reason_against=_no_rotary,
         plant=_wrong_frequencies,
     )
+
+
+def scaling_ignored() -> Fault:
+    """The scaling of the rotary embedding in the config is not read."""
+    return Fault(
+        name="rope-scaling-ignored",
+        summary="rotary angles are those of the plain base, whatever scaling the config asks for",
+        thread=(
+            "https://github.com/unslothai/unsloth/pull/6197",
+            "https://github.com/Blaizzy/mlx-vlm/pull/1710",
+            "https://github.com/vllm-project/vllm/pull/1956",
+        ),
+        kind="model",
+        where="rotary embedding",
+        site=Site("module", _first_rotary),
+        needs=("a rotary embedding with scaling",),
+        runners=("single-pass", "recompute", "kv-cache:dynamic", "kv-cache:static"),
+        reason_against=_no_scaling,
+        plant=_plain_frequencies,
+    )
+
+
+def _no_scaling(model: Model) -> str | None:
+    parts = rotaries(model)
+    kinds = [getattr(part, "rope_type", None) for part in parts]
+    if not parts or not all(isinstance(kind, str) and kind != "default" for kind in kinds):
+        return "its rotary embedding has no scaling"
+    if "dynamic" in kinds:
+        return "its scaling begins where its context ends"
+    usual = all(hasattr(part, name) for part in parts for name in ("inv_freq", PLAIN_NAME))
+    return None if usual else "its rotary embedding keeps no plain frequencies to fall back to"
+
+
+def _first_rotary(model: Model) -> tuple[str, ...]:
+    return sites.first_called(model, rotaries(model))
 
 
 def _no_rotary(model: Model) -> str | None:
@@ -86,6 +126,19 @@ def _coarse_angles(runner: ModelRunner) -> Iterator[None]:
         return forward
 
     with _wrapped(runner, wrap):
+        yield
+
+
+@contextmanager
+def _plain_frequencies(runner: ModelRunner) -> Iterator[None]:
+    with ExitStack() as undo:
+        for part in rotaries(runner.model):
+            right: Any = part.inv_freq
+            plain, _ = getattr(part, PLAIN_NAME)(part.config)
+            undo.enter_context(attribute(part, "rope_type", "default"))
+            undo.enter_context(attribute(part, "attention_scaling", 1.0))
+            undo.callback(part._buffers.__setitem__, "inv_freq", right)
+            part._buffers["inv_freq"] = plain.to(right.device, right.dtype)
         yield
 
 
