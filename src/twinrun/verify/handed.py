@@ -38,23 +38,30 @@ def _ids(candidate: Activations) -> Iterator[Finding]:
         for row, (position, token) in forward.strays.items():
             right = candidate.rows[row].tokens
             steps = candidate.rows[row].step_of
-            if steps is not None and int(steps[position]) >= 0:
+            if position < len(right) and steps is not None and int(steps[position]) >= 0:
                 continue  # fed rightly by another forward (a rejected draft, say)
+            there = (
+                f"where the text has {right[position]}"
+                if position < len(right)
+                else "behind the end of the text"
+            )
             yield Finding(
                 kind="input ids",
                 row=row,
-                position=position,
-                text=f"the model was fed id {token} where the text has {right[position]}",
+                position=min(position, len(right) - 1),
+                text=f"the model was fed id {token} {there}",
             )
 
 
 def _cache(candidate: Activations) -> Iterator[Finding]:
+    caches = [name for name in candidate.order if name in candidate.attentions]
     for forward in candidate.forwards:
         for row, (claimed, told) in forward.behind.items():
             yield Finding(
                 kind="cache",
                 row=row,
                 position=told,
+                module=next(iter(caches), None),
                 text=f"the cache holds {claimed} tokens where {told} came before",
             )
         lengths = set(forward.cache)
@@ -66,6 +73,7 @@ def _cache(candidate: Activations) -> Iterator[Finding]:
                     kind="cache",
                     row=row,
                     position=max(0, start),
+                    module=caches[layer] if len(caches) == len(forward.cache) else None,
                     text=f"the cache of layer {layer} holds {forward.cache[layer]} tokens, the others {usual}",
                 )
 

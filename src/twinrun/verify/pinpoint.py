@@ -16,7 +16,7 @@ from twinrun.verify.handed import Finding
 from twinrun.verify.shadow import shadow_error
 
 SHADOW_CLEARS = (
-    "; on the reference's inputs and without the cache the module is right, "
+    "; on the reference's inputs and with the reference's cache the module is right, "
     "so what it read from the cache is wrong"
 )
 
@@ -75,7 +75,8 @@ def _of_module(scene: Scene, gap: Gap, position: int) -> Blame:
     kind, mode, why = "module", "propagated", ""
     if gap.module in scene.tried.attentions and step is not None and scene.tried.forwards[step].cache:
         tokens = scene.tried.rows[gap.row].tokens[: position + 1]
-        alone = shadow_error(scene.reference, scene.candidate, gap.module, tokens, raised=scene.raised)
+        past = max(0, scene.tried.forwards[step].starts[gap.row])
+        alone = shadow_error(scene.reference, scene.candidate, gap.module, tokens, past, raised=scene.raised)
         if alone is not None:
             mode = "shadow"
             if float(alone.max()) <= gap.noise:

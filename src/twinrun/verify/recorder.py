@@ -43,15 +43,12 @@ def recording(
     with ExitStack() as undo:
         for name, part in core.named_modules():
             found.kinds[name] = type(part).__name__
-            keep = wanted(name)
-            if keep or "attention" in type(part).__name__.lower():
-                hook = recorder.before(name, keep=keep)
-                undo.callback(part.register_forward_pre_hook(hook, with_kwargs=True).remove)
-            if keep:
-                undo.callback(part.register_forward_hook(recorder.after(name)).remove)
-        undo.enter_context(
-            watching(core, watch)
-        )  # last: a forward ends when its root module has been recorded
+            is_attention = "attention" in type(part).__name__.lower()
+            if wanted(name) or is_attention:
+                hook = recorder.hook(name, keep=wanted(name), is_attention=is_attention)
+                undo.callback(part.register_forward_hook(hook, with_kwargs=True).remove)
+        # NOTE: set last, because a forward ends when its root module has been recorded.
+        undo.enter_context(watching(core, watch))
         yield found
     recorder.finish()
 
@@ -76,30 +73,25 @@ class _Recorder:
         self.pieces: dict[tuple[int, Slot], list[tuple[int, Tensor]]] = defaultdict(list)
         self.seen: set[str] = set()
 
-    def before(self, name: str, *, keep: bool) -> Any:
-        def hook(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def hook(self, name: str, *, keep: bool, is_attention: bool) -> Any:
+        """Return what runs behind a module: there its arguments are those that reached it, whatever hooks it has."""
+
+        def after(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             now = self.watch.now
             if now is None:
                 return
             named = by_name(part, args, kwargs)
-            if "attention" in type(part).__name__.lower() and "attention_mask" in named:
+            if is_attention and "attention_mask" in named:
                 self._note_keys(now, name, part, named["attention_mask"])
-            if keep:
-                self._take(now, name, (v for k, v in named.items() if k != "attention_mask"), is_input=True)
-
-        return hook
-
-    def after(self, name: str) -> Any:
-        def hook(_part: nn.Module, _args: Any, output: Any) -> None:
-            now = self.watch.now
-            if now is None:
+            if not keep:
                 return
             if name not in self.seen:
                 self.seen.add(name)
                 self.into.order.append(name)
+            self._take(now, name, (v for k, v in named.items() if k != "attention_mask"), is_input=True)
             self._take(now, name, [output], is_input=False)
 
-        return hook
+        return after
 
     def end(self, now: Forward) -> None:
         """Take note of steps and position ids, and let go of the forward's tensors."""

@@ -53,11 +53,18 @@ class Watch:
         self.done: list[int] = [0] * (len(self.rows) if self.rows is not None else 1)
         self.now: Forward | None = None
         self.on_end: list[Callable[[Forward], None]] = []
+        self._asked: dict[str, Any] = {}
+
+    def ask(self, by_name: dict[str, Any]) -> None:
+        """Take note of what the runner asks the model for, before anything on the way can change it."""
+        self._asked = dict(by_name)
 
     def begin(self, by_name: dict[str, Any]) -> None:
-        """Work out where the slots of this forward stand."""
-        self.now = None
+        """Work out where the slots of this forward stand. Padding is what the runner asked for; ids are what came."""
+        if self.now is not None:  # several forwards of the body inside one call of the model
+            self.end(None)
         ids = by_name.get("input_ids")
+        ids = ids if isinstance(ids, Tensor) else self._asked.get("input_ids")
         if not isinstance(ids, Tensor) or ids.ndim != 2:
             return
         if self.rows is not None and ids.shape[0] != len(self.rows):
@@ -66,7 +73,7 @@ class Watch:
             self.done = [0] * ids.shape[0]
         cache = layer_lengths(by_name.get("past_key_values"))
         past = cache[0] if cache else 0
-        pads = _left_pads(by_name.get("attention_mask"), ids.shape[0])
+        pads = _left_pads(self._asked.get("attention_mask"), ids.shape[0])
         now = Forward(
             index=len(self.forwards),
             width=ids.shape[1],
@@ -101,6 +108,9 @@ class Watch:
         for i, (row, fed) in enumerate(zip(self.rows, ids.tolist(), strict=True)):
             claimed = now.starts[i]
             wrong = _first_difference(row, fed, claimed)
+            beyond = len(row) - claimed
+            if wrong is None and not now.cache and beyond < len(fed):
+                now.strays[i] = (len(row), fed[beyond])
             if wrong is None:
                 continue
             told = self.done[i] - (now.pads[i] if not now.cache else 0)
@@ -155,13 +165,19 @@ def watching(core: nn.Module, watch: Watch) -> Iterator[Watch]:
 
     Args:
         core: the model whose forward a runner calls.
-        watch: what the forwards are told to. Its `begin` runs before every other hook of `core`, its `end` after
-            those that are there already.
+        watch: what the forwards are told to. It hears of a call before every other hook of `core`, and of its end
+            after those that are there already.
 
     Cost: nothing but bookkeeping a forward, and one read of ids and mask.
     """
+    body = _body(core)
 
-    def before(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def ask(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        watch.ask(by_name(part, args, kwargs))
+        if part is body:
+            watch.begin(by_name(part, args, kwargs))
+
+    def begin(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         watch.begin(by_name(part, args, kwargs))
 
     def after(_part: nn.Module, _args: Any, output: Any) -> None:
@@ -187,7 +203,9 @@ def watching(core: nn.Module, watch: Watch) -> Iterator[Watch]:
 
     tokens = token_embedding(core)
     with ExitStack() as undo:
-        undo.callback(core.register_forward_pre_hook(before, with_kwargs=True, prepend=True).remove)
+        undo.callback(core.register_forward_pre_hook(ask, with_kwargs=True, prepend=True).remove)
+        if body is not core:
+            undo.callback(body.register_forward_pre_hook(begin, with_kwargs=True, prepend=True).remove)
         undo.callback(core.register_forward_hook(after).remove)
         for part in core.modules():
             if part is core or part is tokens:
@@ -197,6 +215,12 @@ def watching(core: nn.Module, watch: Watch) -> Iterator[Watch]:
             elif "position_ids" in inspect.signature(part.forward).parameters:
                 undo.callback(part.register_forward_pre_hook(see_positions, with_kwargs=True).remove)
         yield watch
+
+
+def _body(core: nn.Module) -> nn.Module:
+    """The outermost part that takes token ids: what runs once for every forward, also inside a wrapped call."""
+    inner = (part for part in core.modules() if part is not core)
+    return next((p for p in inner if "input_ids" in inspect.signature(p.forward).parameters), core)
 
 
 def token_embedding(core: nn.Module) -> nn.Module | None:
