@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from twinrun.errors import ConfigError, near_names
-from twinrun.faults import attention, caches, heads, masks, norms, positions, rotary
+from twinrun.faults import attention, caches, heads, masks, norms, positions, rotary, teaching_gpt
 from twinrun.faults.fault import Fault
 
 _FACTORIES: tuple[Callable[[], Fault], ...] = (
@@ -28,6 +28,7 @@ _FACTORIES: tuple[Callable[[], Fault], ...] = (
     rotary.bfloat16_table,
     rotary.frequencies_off,
     norms.epsilon_off,
+    teaching_gpt.cached_position_always_zero,
 )
 FAULTS: dict[str, Callable[[], Fault]] = {factory().name: factory for factory in _FACTORIES}
 
