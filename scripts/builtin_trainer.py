@@ -116,7 +116,7 @@ def train(recipe: Schedule, folder: Path, model: PreTrainedModel, blocks: Any, t
         max_grad_norm=recipe.clip,
         save_steps=recipe.save_every,
         save_total_limit=8,
-        logging_steps=10,
+        logging_steps=min(10, recipe.steps),
         report_to="none",
         dataloader_num_workers=0,
         dataloader_pin_memory=False,

@@ -6,75 +6,16 @@ kernels). Importing this file tells `AutoConfig` and `AutoModelForCausalLM` abou
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GenerationMixin
-from transformers import initialization as init
-from transformers.configuration_utils import PreTrainedConfig
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
 
-from twinrun.errors import ConfigError
-
-
-class GPTConfig(PreTrainedConfig):
-    """Sizes of a `GPTForCausalLM`. transformers' own names (`hidden_size`, ...) read and write the same numbers.
-
-    Args:
-        vocab_size: rows of the token embedding.
-        block_size: rows of the position embedding: the longest text, in tokens (`max_position_embeddings`).
-        n_layer: decoder layers.
-        n_head: attention heads; must divide `n_embd`.
-        n_embd: width of the hidden states.
-        n_inner: width inside the feed-forward part; None means 4 * `n_embd`.
-        norm: "pre" normalises what enters each part and once more before the head (GPT-2); "post" normalises
-            each sum behind a part and nothing else (the first GPT).
-        dropout: probability of dropping a value behind each part, while training only.
-        tie_word_embeddings: whether the head shares its weight with the token embedding.
-
-    Raises:
-        ConfigError: heads that do not divide the width, or an unknown kind of norm.
-
-    Example:
-        >>> GPTConfig(block_size=128).max_position_embeddings
-        128
-    """
-
-    model_type = "twinrun-gpt"
-    keys_to_ignore_at_inference = ("past_key_values",)
-    attribute_map = {  # noqa: RUF012  transformers reads it from the class
-        "hidden_size": "n_embd",
-        "num_hidden_layers": "n_layer",
-        "num_attention_heads": "n_head",
-        "max_position_embeddings": "block_size",
-    }
-
-    vocab_size: int = 258
-    block_size: int = 1024
-    n_layer: int = 4
-    n_head: int = 4
-    n_embd: int = 256
-    n_inner: int | None = None
-    norm: Literal["pre", "post"] = "pre"
-    dropout: float = 0.0
-    layer_norm_epsilon: float = 1e-5
-    initializer_range: float = 0.02
-    use_cache: bool = True
-    bos_token_id: int | None = None
-    eos_token_id: int | list[int] | None = None
-    pad_token_id: int | None = None
-    tie_word_embeddings: bool = True
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        """Check what no model could be built from."""
-        if self.n_embd % self.n_head:
-            raise ConfigError(f"n_head must divide n_embd, got {self.n_head} and {self.n_embd}")
-        if self.norm not in ("pre", "post"):
-            raise ConfigError(f"norm must be 'pre' or 'post', got {self.norm!r}")
-        super().__post_init__(**kwargs)
+from twinrun.models.gpt_config import GPTConfig
 
 
 class GPTAttention(nn.Module):
@@ -136,10 +77,11 @@ class GPTLayer(nn.Module):
         """One layer on `[batch, tokens, width]`; keywords go to the attention."""
         if self.is_pre_norm:
             x = x + self.dropout(self.attention(self.attention_norm(x), **kwargs))
-            return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
-        x = self.attention_norm(x + self.dropout(self.attention(x, **kwargs)))
-        out: Tensor = self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
-        return out
+            x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        else:
+            x = self.attention_norm(x + self.dropout(self.attention(x, **kwargs)))
+            x = self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+        return x
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """Widen, GELU (its tanh form, as in GPT-2), narrow."""
@@ -147,7 +89,7 @@ class GPTLayer(nn.Module):
         return out
 
 
-class GPTPreTrainedModel(PreTrainedModel):
+class GPTPreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     """What transformers wants to know about every model of this kind."""
 
     config_class = GPTConfig
@@ -158,17 +100,8 @@ class GPTPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """GPT-2's start: what is added to the residual stream is smaller by the square root of the additions."""
-        super()._init_weights(module)
-        last = {GPTAttention: "o_proj", GPTLayer: "down_proj"}.get(type(module))
-        if last is not None:
-            std = self.config.initializer_range / (2 * self.config.n_layer) ** 0.5
-            init.normal_(getattr(module, last).weight, mean=0.0, std=std)
 
-
-class GPTModel(GPTPreTrainedModel):
+class GPTModel(GPTPreTrainedModel):  # type: ignore[no-untyped-call]
     """Embeddings, layers and the final norm (pre-norm only): token ids in, hidden states out."""
 
     def __init__(self, config: GPTConfig) -> None:
@@ -179,7 +112,7 @@ class GPTModel(GPTPreTrainedModel):
         self.layers = nn.ModuleList(GPTLayer(config, i) for i in range(config.n_layer))
         is_pre_norm = config.norm == "pre"
         self.norm = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon) if is_pre_norm else None
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(
         self,
@@ -213,13 +146,13 @@ class GPTModel(GPTPreTrainedModel):
         )
 
 
-class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
+class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-call]
     """The small GPT with its head: scores of the next token.
 
-    Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3 (pre-norm,
-    residual start); Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training",
-    section 4.1 (post-norm).
-    Differs from the papers: no dropout by default, separate projections for queries, keys and values.
+    Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3 (pre-norm);
+    Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training", section 4.1 (post-norm).
+    Differs from the papers: no dropout by default, separate projections for queries, keys and values, and every
+    matrix starts from N(0, 0.02), as in the first GPT (GPT-2 starts what ends a residual branch smaller).
 
     Example:
         >>> model = GPTForCausalLM(GPTConfig(n_layer=1, n_embd=32, block_size=16)).eval()
@@ -233,7 +166,7 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = GPTModel(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(
         self,
