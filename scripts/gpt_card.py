@@ -60,6 +60,8 @@ def place(recipe: GPTRecipe, corpus: Corpus, folder: Path, target: Path, command
 def write_weights(recipe: GPTRecipe, final: Path, fresh: Path, command: str) -> dict[str, Any]:
     """Save the trained weights in bfloat16 with config and tokenizer; return the facts of the training."""
     model = GPTForCausalLM.from_pretrained(final, dtype=torch.float32)
+    model.config.use_cache = True  # the Trainer switches it off
+    model.generation_config.use_cache = True
     model.to(torch.bfloat16).save_pretrained(fresh)
     AutoTokenizer.from_pretrained(final).save_pretrained(str(fresh))
     state = json.loads((final / "trainer_state.json").read_text())
@@ -91,13 +93,18 @@ def measure(folder: Path, texts: Sequence[str]) -> dict[str, Any]:
         "vocab_tokens": len(tokenizer),
         "text": {"window": window, **text_loss(model, tokenizer, window, texts)},
         "slice": {"every": SLICE_EVERY, "window": window, **part},
-        "sample": sample(model, tokenizer, texts[0][:PROMPT_CHARS]),
+        "sample": sample(model, tokenizer, beginning(texts)),
         "measured_with": {
             "python": platform.python_version(),
             "torch": str(torch.__version__),
             "dtype": "float32",
         },
     }
+
+
+def beginning(texts: Sequence[str]) -> str:
+    """How the first text begins whose first line is long enough to be prose."""
+    return next((t[:PROMPT_CHARS] for t in texts if "\n" not in t[:PROMPT_CHARS]), texts[0][:PROMPT_CHARS])
 
 
 def sample(model: GPTForCausalLM, tokenizer: PreTrainedTokenizerFast, prompt: str) -> dict[str, Any]:

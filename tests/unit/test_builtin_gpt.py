@@ -41,6 +41,7 @@ def test_the_folder_holds_an_ordinary_checkpoint() -> None:
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 6_000_000
     config = json.loads((FOLDER / "config.json").read_text())
     assert (config["model_type"], config["dtype"], config["norm"]) == ("twinrun-gpt", "bfloat16", "pre")
+    assert config["use_cache"]
     assert "auto_map" not in config
 
 
