@@ -37,22 +37,25 @@ def place(recipe: Recipe, folder: Path, *, measure_only: bool) -> Path:
     report = {"name": recipe.name, "licence": "Apache-2.0", "training": training, **measure(fresh)}
     (fresh / "skill.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     (fresh / "README.md").write_text(render(report))
+    put_in_place(fresh, target, max_bytes=MAX_FOLDER_BYTES)
+    print(json.dumps(report["skill"]), json.dumps(report["text"]), sep="\n")
+    return target
+
+
+def put_in_place(fresh: Path, target: Path, *, max_bytes: int | None) -> None:
+    """Rename a finished folder to `target`; what stood there is kept as `replaced-<name>` beside `fresh`."""
     for path in fresh.iterdir():
         path.chmod(0o644)
     size = sum(path.stat().st_size for path in fresh.iterdir())
-    if size > MAX_FOLDER_BYTES:
-        raise SystemExit(
-            f"{recipe.name}: {size} bytes, the limit is {MAX_FOLDER_BYTES}; {fresh} was not placed"
-        )
-    old = BUILD / f"replaced-{recipe.name}"
+    if max_bytes is not None and size > max_bytes:
+        raise SystemExit(f"{target.name}: {size} bytes, the limit is {max_bytes}; {fresh} was not placed")
+    old = fresh.with_name(f"replaced-{target.name}")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh.rename(target)
-    print(f"{recipe.name}: {size} bytes in {target}")
-    print(json.dumps(report["skill"]), json.dumps(report["text"]), sep="\n")
-    return target
+    print(f"{target.name}: {size} bytes in {target}")
 
 
 def write_weights(recipe: Recipe, final: Path, fresh: Path) -> dict[str, Any]:
@@ -60,22 +63,21 @@ def write_weights(recipe: Recipe, final: Path, fresh: Path) -> dict[str, Any]:
     import torch
     import transformers
     from builtin_data import shared_tokenizer
+    from builtin_trainer import last_loss, train_seconds
 
     model = transformers.AutoModelForCausalLM.from_pretrained(final, dtype=torch.float32)
     model.to(torch.bfloat16).save_pretrained(fresh)
     for name in TOKENIZER_FILES:
         shutil.copyfile(shared_tokenizer() / name, fresh / name)
     state = json.loads((final / "trainer_state.json").read_text())
-    seconds = next(row["train_seconds"] for row in state["log_history"] if "train_seconds" in row)
     other_length = "" if recipe.steps == RECIPES[recipe.name].steps else f" --steps {recipe.steps}"
     history = final.parent / "history.txt"
-    losses = [row["loss"] for row in state["log_history"] if "loss" in row]
     return {
         "command": f"python scripts/train_builtin.py {recipe.name}{other_length}",
         "recipe": asdict(recipe),
         "tokens": recipe.tokens,
-        "minutes": round(seconds / 60, 1),
-        "last_training_loss": round(sum(float(x) for x in losses[-10:]) / len(losses[-10:]), 4),
+        "minutes": round(train_seconds(state) / 60, 1),
+        "last_training_loss": last_loss(state),
         "history": history.read_text().strip() if history.exists() else "trained in one go by the command",
         "machine": "2 CPU cores, shared with other work",
         "python": platform.python_version(),

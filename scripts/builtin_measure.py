@@ -67,13 +67,16 @@ def _rate(right: list[bool]) -> dict[str, Any]:
 
 @torch.inference_mode()
 def text_loss(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, window: int = 512
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    window: int = 512,
+    texts: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """Loss on the held-out documentation, each text cut to its first `window` tokens and read by itself."""
+    """Loss on `texts` (the held-out documentation), each cut to its first `window` tokens and read by itself."""
     model.eval()
     nats, tokens, size = 0.0, 0, 0
     first = torch.tensor([[tokenizer.convert_tokens_to_ids("<|endoftext|>")]])
-    for text in python_docs("heldout"):
+    for text in python_docs("heldout") if texts is None else texts:
         ids = tokenizer(text, return_tensors="pt", verbose=False)["input_ids"][:, : window - 1]
         logits = model(input_ids=torch.cat([first, ids], 1)).logits[0, :-1].float()
         nats += torch.nn.functional.cross_entropy(logits, ids[0], reduction="sum").item()

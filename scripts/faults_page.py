@@ -70,6 +70,8 @@ def _shares(rows: list[dict[str, Any]]) -> str:
     for name in FAULTS:
         half = [r for r in rows if r["fault"] == name and r["dtype"] == "bfloat16"]
         full = [r for r in rows if r["fault"] == name and r["dtype"] == "float32"]
+        if not half and not full:
+            continue  # younger than the record
         worst, mean, sweep = (_least(half, key) for key in _KEYS)
         bold = "**" if max(worst, mean) <= 1 else ""
         wide = max(_least(full, key) for key in _KEYS[:2])

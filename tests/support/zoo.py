@@ -8,6 +8,7 @@ import torch
 import transformers as hf
 
 import twinrun as tr
+from twinrun.models import gpt
 
 BASE: dict[str, Any] = {
     "vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
@@ -26,6 +27,10 @@ GPT = {
     "initializer_range": 0.08,
     **SPECIAL,
 }
+OURS = {
+    "vocab_size": 320, "n_embd": 64, "n_layer": 3, "n_head": 4, "block_size": 512, "initializer_range": 0.08,
+    **SPECIAL,
+}  # fmt: skip
 BLOOM = {
     "vocab_size": 320,
     "hidden_size": 64,
@@ -102,6 +107,8 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "GptOssConfig",
         {**BASE, "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, "sliding_window": 16},
     ),
+    "gpt-pre": ("GPTConfig", {**OURS, "norm": "pre"}),
+    "gpt-post": ("GPTConfig", {**OURS, "norm": "post"}),
 }
 FAMILIES = tuple(CONFIGS)
 ROUTED = ("qwen3moe", "mixtral", "deepseek3", "gptoss")
@@ -123,7 +130,7 @@ def make(family: str, dtype: str = "float32", seed: int = 0) -> tr.Model:
     """Build one model. Biases and norms get noise too: at zeros and ones a fault in them would not show."""
     torch.manual_seed(seed)
     name, settings = CONFIGS[family]
-    config = getattr(hf, name)(**settings)
+    config = getattr(gpt if hasattr(gpt, name) else hf, name)(**settings)
     build: Any = hf.AutoModelForCausalLM.from_config
     module = build(config, dtype=getattr(torch, dtype)).eval()
     with torch.no_grad():

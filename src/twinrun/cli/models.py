@@ -21,17 +21,25 @@ def register(app: typer.Typer) -> None:
         from twinrun.models.builtin_names import builtin_names
 
         rows = [_describe(name) for name in builtin_names()]
-        table = Table("name", "parameters", "size", "exact answers (95 % interval)", box=None)
+        table = Table("name", "parameters", "size", "measured on held-out problems or text", box=None)
         for row in rows:
-            low, high = row["exact_interval_95"]
-            skill = f"{row['exact']:.1%} ({low:.1%} to {high:.1%})"
             table.add_row(
-                f"builtin:{row['name']}", f"{row['parameters']:,}", f"{row['bytes'] / 1e6:.1f} MB", skill
+                f"builtin:{row['name']}",
+                f"{row['parameters']:,}",
+                f"{row['bytes'] / 1e6:.1f} MB",
+                _skill(row),
             )
         out = console(as_json)
         out.print(table)
         out.print("Besides these: any checkpoint folder or hub name of a transformers causal LM.")
         emit({"models": rows}, as_json)
+
+
+def _skill(row: dict[str, Any]) -> str:
+    if row["exact"] is None:
+        return f"{row['bits_per_byte']:.2f} bits per byte of text"
+    low, high = row["exact_interval_95"]
+    return f"{row['exact']:.1%} exact answers ({low:.1%} to {high:.1%})"
 
 
 def _describe(name: str) -> dict[str, Any]:
@@ -47,13 +55,15 @@ def _describe(name: str) -> dict[str, Any]:
             for side in tensors.get_slice(key).get_shape():
                 size *= side
             parameters += size
-    skill = json.loads((folder / "skill.json").read_text())["skill"]
+    report = json.loads((folder / "skill.json").read_text())
+    skill = report.get("skill", {})  # a model of text alone solves no problems
     return {
         "name": name,
         "folder": str(folder),
         "parameters": parameters,
         "bytes": sum(f.stat().st_size for f in folder.iterdir()),
-        "exact": skill["exact"],
-        "exact_interval_95": skill["interval_95"],
-        "problems": skill["problems"],
+        "exact": skill.get("exact"),
+        "exact_interval_95": skill.get("interval_95"),
+        "problems": skill.get("problems"),
+        "bits_per_byte": report["text"]["bits_per_byte"],
     }

@@ -23,6 +23,7 @@ from twinrun.faults import (
     routers,
     scales,
     scores,
+    teaching_gpt,
 )
 from twinrun.faults.fault import Fault
 
@@ -68,6 +69,7 @@ _FACTORIES: tuple[Callable[[], Fault], ...] = (
     scores.padded_row_read,
     scores.scores_after_sorting,
     scores.softmax_in_half,
+    teaching_gpt.cached_position_always_zero,
 )
 FAULTS: dict[str, Callable[[], Fault]] = {factory().name: factory for factory in _FACTORIES}
 

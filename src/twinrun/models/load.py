@@ -139,6 +139,8 @@ def _from_pretrained(
     """Read weights and tokenizer with transformers; only safetensors, never a pickle."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    import twinrun.models.gpt  # noqa: F401  registers our own architecture with the Auto classes
+
     extra = {"attn_implementation": attention} if attention else {}
     try:
         module = AutoModelForCausalLM.from_pretrained(
