@@ -1,5 +1,6 @@
-"""Write docs/faults.md from the registry of faults and the record of benchmarks/verify_calibration.py.
+"""Write docs/faults.md from the registry of faults, the record of `twinrun faults`, and the calibration of the rule.
 
+twinrun faults --out benchmarks/results/faults.json
 python scripts/faults_page.py
 """
 
@@ -13,13 +14,17 @@ from twinrun.faults.fault import Fault
 from twinrun.faults.registry import FAULTS, get_fault
 
 ROOT = Path(__file__).resolve().parent.parent
-RECORD = ROOT / "benchmarks" / "results" / "verify_calibration.json"
+RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "faults.md"
 
 HEAD = """# Planted faults
 
-`twinrun.faults` breaks a correct runner the way a real bug did, so that the verifier is judged too. Each fault is a
-context manager; leaving it restores every bit. This page is written by `scripts/faults_page.py`.
+`twinrun.faults` breaks a correct runner the way a real bug did, so that verdict and blame are judged too. Each fault is
+a context manager; leaving it restores every bit. This page is written by `scripts/faults_page.py`.
+
+```bash
+twinrun faults --name value-scale-off --dtype bfloat16
+```
 
 ```python
 import twinrun as tr
@@ -31,66 +36,100 @@ fault = get_fault("position-off-by-one")
 candidate = candidate_for(fault, m)
 with fault.planted(candidate):
     v = tr.verify(tr.Recompute(m), candidate, ["Tom has 3 apples and buys 4 more."])
-print(len(FAULTS), v)
-assert v.verdict == "different"
+print(len(FAULTS), v.blame)
+assert v.culprit.kind == "positions"
 ```
 """
 
 
 def page() -> str:
     """Return the whole page."""
-    record = json.loads(RECORD.read_text())
-    rows = record["rows"]
-    faults = [get_fault(name) for name in FAULTS]
-    lines = [HEAD, _summary(record), "", _shares(rows), "", "## The faults", ""]
-    for fault in faults:
-        lines += [_entry(fault)]
+    record = json.loads((RESULTS / "faults.json").read_text())
+    calibration = json.loads((RESULTS / "verify_calibration.json").read_text())
+    lines = [
+        HEAD,
+        _summary(record),
+        "",
+        _margins(calibration),
+        "",
+        *_table(record["faults"]),
+        "",
+        "## The faults",
+        "",
+    ]
+    lines += [_entry(get_fault(name)) for name in FAULTS]
     return "\n".join(lines) + "\n"
 
 
 def _summary(record: dict[str, Any]) -> str:
     found = record["summary"]
-    near = found["clean_nearest_to_a_limit"]
-    shares = ", ".join(f"{name.split('_of_')[0].replace('_', ' ')} {near[name][name]:.2f}" for name in near)
-    weakest = found["weakest_of_both_witnesses"]
+    families = len({row["family"] for row in record["clean"]})
+    wrong = [
+        f"{row['fault']} ({row['dtype']}: {row['named']})" for row in record["faults"] if not row["right"]
+    ]
+    misnamed = f" Not named: {', '.join(wrong)}." if wrong else ""
     return (
-        f"Measured over {len(record['settings']['families'])} families built small with random weights, three "
-        f"precisions, three candidates: {found['clean_runs']} clean runs, {len(found['false_alarms'])} false alarms, "
-        f"nearest to a limit (1 convicts): {shares}. {found['planted_runs']} planted runs, {len(found['missed'])} "
-        f"missed; the ratio convicts {found['convicted_by_the_ratio']}, the sweep {found['convicted_by_the_sweep']}. "
-        f"The weakest fault ({weakest['fault']}, {weakest['family']}, {weakest['dtype']}) stands "
-        f"{weakest['strongest_of_limit']:.0f} times beyond its limit.\n\n"
-        "The table shows the smallest share of each limit over the families that can have the fault, in bfloat16; "
-        "above 1 convicts. In float32 every fault is beyond both limits by far. Bold: the ratio alone would miss it."
+        f"{found['kinds']} kinds of fault, each in float32 and bfloat16 on a small random model that can have it: "
+        f"{found['caught']} of {found['planted']} caught, {found['named']} of {found['planted']} named at the right "
+        f"place.{misnamed} The same {families} families and runners without a fault: {found['clean']} runs, "
+        f"{found['false_alarms']} false alarms of verdict or blame. `twinrun faults` makes this record again."
     )
 
 
-def _shares(rows: list[dict[str, Any]]) -> str:
-    lines = ["| fault | ratio, worst | ratio, mean square | sweep | float32 ratio |", "|---|---|---|---|---|"]
+def _margins(calibration: dict[str, Any]) -> str:
+    found = calibration["summary"]
+    near = found["clean_nearest_to_a_limit"]
+    shares = ", ".join(f"{name.split('_of_')[0].replace('_', ' ')} {near[name][name]:.2f}" for name in near)
+    return (
+        f"How near clean runs come to a limit (1 convicts), over {len(calibration['settings']['families'])} families "
+        f"in three precisions with three candidates ({found['clean_runs']} runs, "
+        f"{len(found['false_alarms'])} alarms): {shares}.\n\n"
+        "The table gives the share of each limit that a fault reaches (ratio and sweep; above 1 convicts, `-` where a "
+        "finding convicted without numbers). Bold: in bfloat16 the ratio alone would miss it."
+    )
+
+
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "| fault | float32: ratio, sweep | bfloat16: ratio, sweep | probe | named as | needs |",
+        "|---|---|---|---|---|---|",
+    ]
     for name in FAULTS:
-        half = [r for r in rows if r["fault"] == name and r["dtype"] == "bfloat16"]
-        full = [r for r in rows if r["fault"] == name and r["dtype"] == "float32"]
-        if not half and not full:
-            continue  # younger than the record
-        worst, mean, sweep = (_least(half, key) for key in _KEYS)
-        bold = "**" if max(worst, mean) <= 1 else ""
-        wide = max(_least(full, key) for key in _KEYS[:2])
-        lines.append(f"| {bold}{name}{bold} | {worst:.2g} | {mean:.2g} | {sweep:.2g} | {wide:.2g} |")
-    return "\n".join(lines)
+        own = {row["dtype"]: row for row in rows if row["fault"] == name}
+        full, half = own.get("float32"), own.get("bfloat16")
+        row = half or full
+        if row is None:
+            continue
+        is_weak = (
+            half is not None
+            and half["by_ratio"] is not None
+            and half["by_ratio"] <= 1
+            and not half["finding"]
+        )
+        bold = "**" if is_weak else ""
+        named = row["named"] if row["right"] else f"{row['named']} (wrong)"
+        cells = (
+            f"{bold}{name}{bold}",
+            _shares(full),
+            _shares(half),
+            row["probe"],
+            named,
+            ", ".join(row["needs"]),
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
-_KEYS = ("ratio_max_of_limit", "ratio_rms_of_limit", "sweep_of_limit")
-
-
-def _least(rows: list[dict[str, Any]], key: str) -> float:
-    return min((r[key] for r in rows if r[key] is not None), default=float("nan"))
+def _shares(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "does not exist"
+    return ", ".join("-" if row[key] is None else f"{row[key]:.2g}" for key in ("by_ratio", "by_sweep"))
 
 
 def _entry(fault: Fault) -> str:
     threads = ", ".join(f"[{t.removeprefix('https://github.com/')}]({t})" for t in fault.thread)
-    needs = f" Needs {', '.join(fault.needs)}." if fault.needs else ""
     seen = f" Seen in {threads}." if threads else ""
-    return f"- **{fault.name}** ({fault.where}): {fault.summary}.{needs}{seen}"
+    return f"- **{fault.name}** ({fault.where}): {fault.summary}.{seen}"
 
 
 if __name__ == "__main__":
