@@ -11,12 +11,14 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-TIMED = ["single_pass.py", "streamed_kl.py"]
+TIMED = ["single_pass.py", "streamed_kl.py", "trace_cost.py", "blame_cost.py"]
 ON_CUDA = "gpu_score.py"
 KEYS = {"benchmark", "schema", "about", "quick", "config", "arms", "ratios", "bars", "bars_apply", "passed"}
 ARMS = {
     "single_pass.py": {"single pass", "bare forward", "single pass (A/A)", "kv cache, one forward a token"},
     "streamed_kl.py": {"streamed", "whole", "streamed (A/A)"},
+    "trace_cost.py": {"recompute, untraced", "recompute, traced to disk", "kv-cache:dynamic, traced"},
+    "blame_cost.py": {"one forward", "one forward (A/A)", "blame"},
 }
 
 

@@ -10,10 +10,11 @@ import pytest
 
 import twinrun as tr
 from twinrun.errors import ConfigError
-from twinrun.faults import suite, zoo
+from twinrun.faults import suite
 from twinrun.faults.fault import Site
 from twinrun.faults.judged import is_site, judge_fault
 from twinrun.faults.registry import FAULTS, get_fault
+from twinrun.models import zoo
 
 RECORD = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "faults.json"
 QUICK = ("double-bos", "position-off-by-one", "left-padding-attended", "cache-slot-not-written", "value-scale-off",

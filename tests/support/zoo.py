@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from twinrun.faults.zoo import CANDIDATES, CONFIGS, DTYPES, FAMILIES, KNOWN, ROUTED, make
 from twinrun.models.model import Model
+from twinrun.models.zoo import CANDIDATES, CONFIGS, DTYPES, FAMILIES, KNOWN, ROUTED, make
 from twinrun.runners.registry import build_runner
 from twinrun.runners.runner import ModelRunner
 

@@ -71,7 +71,7 @@ def test_hidden_states_are_those_of_the_layers(model):
         PROMPT,
         max_new_tokens=3,
         level="states",
-        explain=False,
+        by=None,
         stop_at_eos=False,
     )
     with torch.inference_mode():
@@ -191,12 +191,12 @@ def test_no_trace_and_other_models_are_refused(clean, tmp_path):
     with pytest.raises(TraceError, match="holds no trace"):
         tr.Trace.open(tmp_path)
     other = zoo.make("gpt2", "float32")
-    their = tr.trace(tr.Recompute(other), tr.KVCache(other), PROMPT, max_new_tokens=2, explain=False)
+    their = tr.trace(tr.Recompute(other), tr.KVCache(other), PROMPT, max_new_tokens=2, by=None)
     with pytest.raises(TraceError, match="different models"):
         clean.against(their)
     same = broken_copy(zoo.make("qwen3", "float32", 1))
     with pytest.raises(TraceError, match="weights"):
-        clean.against(tr.trace(tr.Recompute(same), tr.KVCache(same), PROMPT, max_new_tokens=2, explain=False))
+        clean.against(tr.trace(tr.Recompute(same), tr.KVCache(same), PROMPT, max_new_tokens=2, by=None))
     assert clean.against(clean) is None
 
 

@@ -39,7 +39,7 @@ class _RunUnlessNamed(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put the default command in front of what is no command."""
-        if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
+        if args and args[0] not in self.commands:
             args = ["run", *args]
         return list(super().parse_args(ctx, args))
 
@@ -52,91 +52,101 @@ def register(app: typer.Typer) -> None:
         no_args_is_help=True,
         epilog=EPILOG,
     )
-    group.command("run", epilog=EPILOG)(run)
-    group.command("show")(show)
+
+    @group.command("run", epilog=EPILOG)
+    def run(
+        model: ModelArgument,
+        reference: Annotated[str, typer.Option("--reference", "-r", help="trusted runner")] = "recompute",
+        candidate: Annotated[
+            str, typer.Option("--candidate", "-c", help="runner on trial")
+        ] = "kv-cache:dynamic",
+        candidate_model: Annotated[
+            str | None, typer.Option(help="another checkpoint for the candidate")
+        ] = None,
+        prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="the text to start from")] = None,
+        chat: Annotated[bool, typer.Option("--chat", help="put the prompt into the chat template")] = False,
+        max_new_tokens: Annotated[int, typer.Option(help="how far to run")] = 64,
+        forced: Annotated[
+            bool, typer.Option("--forced", help="both sides score the reference's continuation")
+        ] = False,
+        level: Annotated[
+            str, typer.Option(help="steps, fingerprints or states (of hidden states)")
+        ] = "fingerprints",
+        by: Annotated[
+            str, typer.Option(help="how fine to look for the culprit: module, layer or step")
+        ] = "module",
+        plant: Annotated[
+            str | None, typer.Option(help="plant a fault in the candidate, to see it found")
+        ] = None,
+        out: Annotated[
+            str | None, typer.Option("--out", "-o", help="an empty folder for trace and page")
+        ] = None,
+        dtype: DtypeOption = "auto",
+        device: DeviceOption = "auto",
+        trust_remote_code: TrustOption = False,
+        as_json: JsonOption = False,
+    ) -> int:
+        """Run both sides from one prompt, record every step, and name the first step, layer and module that differ."""
+        from twinrun.errors import ConfigError
+
+        if not (prompt or "").strip():
+            raise ConfigError("no prompt; give --prompt TEXT")
+        trusted = open_model(model, dtype, device, trust_remote_code=trust_remote_code)
+        tried = trusted
+        if candidate_model is not None:
+            tried = open_model(candidate_model, dtype, device, trust_remote_code=trust_remote_code)
+
+        from contextlib import nullcontext
+
+        from twinrun.faults.fault import candidate_for
+        from twinrun.faults.registry import get_fault
+        from twinrun.runners.registry import build_runner
+        from twinrun.trace.trace import trace
+
+        fault = None if plant is None else get_fault(plant)
+        side = build_runner(candidate, tried)
+        if fault is not None:
+            side = candidate_for(fault, tried, side.name if side.name in fault.runners else None)
+        start: Any = trusted.chat(prompt or "") if chat else prompt
+        with (
+            progress(None, "tracing") as (bar, task),
+            nullcontext() if fault is None else fault.planted(side),
+        ):
+            found = trace(
+                build_runner(reference, trusted),
+                side,
+                start,
+                max_new_tokens=max_new_tokens,
+                forced=forced,
+                level=level,  # type: ignore[arg-type]
+                by=by,  # type: ignore[arg-type]
+                out=out,
+                on_progress=lambda done, total, what: bar.update(
+                    task, completed=done, total=total, description=what
+                ),
+            )
+        _report(found, out, as_json)
+        return 0 if agrees(found) else 1
+
+    @group.command("show")
+    def show(
+        folder: Annotated[str, typer.Argument(metavar="DIR", help="what `twinrun trace --out` wrote")],
+        against: Annotated[str | None, typer.Option(help="another trace: compare the two candidates")] = None,
+        as_json: JsonOption = False,
+    ) -> int:
+        """Read a trace back, also one whose recording was killed, and write its page (DIR/index.html)."""
+        from twinrun.trace.record import Trace
+
+        found = Trace.open(folder)
+        if against is not None:
+            other = found.against(Trace.open(against))
+            console(as_json).print(str(other or "the two candidates agree to the end"), markup=False)
+            emit({"divergence": None if other is None else other.to_json()}, as_json)
+            return 0 if other is None else 1
+        _report(found, folder, as_json)
+        return 0
+
     app.add_typer(group, name="trace")
-
-
-def run(
-    model: ModelArgument,
-    reference: Annotated[str, typer.Option("--reference", "-r", help="trusted runner")] = "recompute",
-    candidate: Annotated[str, typer.Option("--candidate", "-c", help="runner on trial")] = "kv-cache:dynamic",
-    candidate_model: Annotated[str | None, typer.Option(help="another checkpoint for the candidate")] = None,
-    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="the text to start from")] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="put the prompt into the chat template")] = False,
-    max_new_tokens: Annotated[int, typer.Option(help="how far to run")] = 64,
-    forced: Annotated[
-        bool, typer.Option("--forced", help="both sides score the reference's continuation")
-    ] = False,
-    level: Annotated[
-        str, typer.Option(help="steps, fingerprints or states (of hidden states)")
-    ] = "fingerprints",
-    by: Annotated[
-        str, typer.Option(help="how fine to look for the culprit: module, layer or step")
-    ] = "module",
-    plant: Annotated[str | None, typer.Option(help="plant a fault in the candidate, to see it found")] = None,
-    out: Annotated[str | None, typer.Option("--out", "-o", help="an empty folder for trace and page")] = None,
-    dtype: DtypeOption = "auto",
-    device: DeviceOption = "auto",
-    trust_remote_code: TrustOption = False,
-    as_json: JsonOption = False,
-) -> int:
-    """Run both sides from one prompt, record every step, and name the first step, layer and module that differ."""
-    from twinrun.errors import ConfigError
-
-    if not (prompt or "").strip():
-        raise ConfigError("no prompt; give --prompt TEXT")
-    trusted = open_model(model, dtype, device, trust_remote_code=trust_remote_code)
-    tried = trusted
-    if candidate_model is not None:
-        tried = open_model(candidate_model, dtype, device, trust_remote_code=trust_remote_code)
-
-    from contextlib import nullcontext
-
-    from twinrun.faults.fault import candidate_for
-    from twinrun.faults.registry import get_fault
-    from twinrun.runners.registry import build_runner
-    from twinrun.trace.trace import trace
-
-    fault = None if plant is None else get_fault(plant)
-    side = build_runner(candidate, tried)
-    if fault is not None:
-        side = candidate_for(fault, tried, side.name if side.name in fault.runners else None)
-    start: Any = trusted.chat(prompt or "") if chat else prompt
-    with progress(None, "tracing") as (bar, task), nullcontext() if fault is None else fault.planted(side):
-        found = trace(
-            build_runner(reference, trusted),
-            side,
-            start,
-            max_new_tokens=max_new_tokens,
-            forced=forced,
-            level=level,  # type: ignore[arg-type]
-            by=by,  # type: ignore[arg-type]
-            out=out,
-            on_progress=lambda done, total, what: bar.update(
-                task, completed=done, total=total, description=what
-            ),
-        )
-    _report(found, out, as_json)
-    return 0 if agrees(found) else 1
-
-
-def show(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="what `twinrun trace --out` wrote")],
-    against: Annotated[str | None, typer.Option(help="another trace: compare the two candidates")] = None,
-    as_json: JsonOption = False,
-) -> int:
-    """Read a trace back, also one whose recording was killed, and write its page (DIR/index.html)."""
-    from twinrun.trace.record import Trace
-
-    found = Trace.open(folder)
-    if against is not None:
-        other = found.against(Trace.open(against))
-        console(as_json).print(str(other or "the two candidates agree to the end"), markup=False)
-        emit({"divergence": None if other is None else other.to_json()}, as_json)
-        return 0 if other is None else 1
-    _report(found, folder, as_json)
-    return 0
 
 
 def agrees(found: Trace) -> bool:

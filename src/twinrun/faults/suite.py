@@ -8,10 +8,10 @@ from functools import cache
 from typing import Any
 
 from twinrun.errors import ConfigError
-from twinrun.faults import zoo
 from twinrun.faults.fault import Fault
 from twinrun.faults.judged import Judged, judge_fault
 from twinrun.faults.registry import FAULTS, get_fault
+from twinrun.models import zoo
 from twinrun.models.model import Model
 from twinrun.records.env import environment
 from twinrun.runners.recompute import Recompute

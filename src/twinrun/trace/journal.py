@@ -24,6 +24,8 @@ from twinrun.records.write import write_bytes, write_json
 from twinrun.trace.step import TracedStep
 
 PACK_STEPS = 512
+STATES_BYTES = 256 * 2**20
+"""Hidden states (level "states") that one side keeps; later steps keep fingerprints only."""
 CHECKSUMS = "checksums.json"
 ROW = pa.struct(
     [
@@ -61,7 +63,7 @@ class Journal:
         ConfigError: the folder cannot be written to, or holds a run already.
     """
 
-    def __init__(self, folder: Path, max_bytes: int = 256 * 2**20) -> None:
+    def __init__(self, folder: Path, max_bytes: int = STATES_BYTES) -> None:
         """Open the first journal."""
         self.folder, self.left = folder, max_bytes
         self.pack_number = 0

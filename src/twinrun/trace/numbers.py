@@ -18,11 +18,11 @@ from twinrun.verify.verify import verify
 from twinrun.verify.witness import RATIO_MAX
 
 
-def analyse(found: Trace, reference: Any, candidate: Any, *, explain: bool, by: By) -> None:
+def analyse(found: Trace, reference: Any, candidate: Any, by: By | None) -> None:
     """Fill in curves, verdict, first divergence and blame."""
     found.curves = curves(found)
     case = common_case(found)
-    if not explain or case is None:
+    if by is None or case is None:
         found.first_divergence = first_divergence(found.reference, found.candidate, {}, None)
         return
     verdict = verify(reference, candidate, [case], explain=False)

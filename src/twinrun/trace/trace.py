@@ -17,7 +17,7 @@ from twinrun.trace.numbers import analyse
 from twinrun.trace.record import META, SCHEMA, Trace
 from twinrun.trace.recorder import LEVELS, Level, Recorder, tracing
 from twinrun.trace.side import Side
-from twinrun.verify.blame import By
+from twinrun.verify.blame import By, check_by
 
 Progress = Callable[[int, int, str], None]
 
@@ -30,10 +30,8 @@ def trace(
     max_new_tokens: int = 64,
     forced: bool | Sequence[int] = False,
     level: Level = "fingerprints",
-    by: By = "module",
-    explain: bool = True,
+    by: By | None = "module",
     out: str | Path | None = None,
-    max_bytes: int = 256 * 2**20,
     on_progress: Progress | None = None,
     **sampling: Any,
 ) -> Trace:
@@ -52,10 +50,9 @@ def trace(
         max_new_tokens: how far to run.
         forced: True to score the reference's own continuation with both sides, or the token ids of one.
         level: "steps" keeps no hidden states, "fingerprints" 136 bytes a layer and step, "states" all of them.
-        by: how fine to look for the culprit: "module", "layer" or "step".
-        explain: judge the common text and look for the module. Off, only what was recorded is compared.
+        by: how fine to look for the culprit: "module", "layer" or "step". None takes no verdict at all: only what was
+            recorded is compared.
         out: folder to stream the trace to while it runs; it must be empty. `Trace.save` writes one afterwards.
-        max_bytes: of hidden states a side keeps on disk at level "states".
         on_progress: called with (steps done, steps in all, what).
         **sampling: as for `generate`; greedy without any.
 
@@ -73,15 +70,7 @@ def trace(
         >>> trace(Recompute(m), KVCache(m), "Two and two", max_new_tokens=4).first_divergence is None
         True
     """
-    if level not in LEVELS:
-        raise ConfigError(
-            f"unknown level {level!r}; choose from {', '.join(LEVELS)}.{near_names(level, LEVELS)}"
-        )
-    for who, side in (("reference", reference), ("candidate", candidate)):
-        if getattr(side, "module", None) is None or not hasattr(side, "model"):
-            raise ConfigError(
-                f"the {who} ({type(side).__name__}) shows no model to trace; use a twinrun runner"
-            )
+    _check(reference, candidate, level, by)
     began = time.perf_counter()
     mode: Literal["free", "forced"] = "free" if forced is False else "forced"
     found = Trace(
@@ -103,14 +92,29 @@ def trace(
         setattr(found, who, record)
         if out is not None:
             write_json(Path(out) / META, {**found.about(), "schema": SCHEMA, "complete": False})
-        _run(side, record, text, found, out, max_bytes, max_new_tokens, sampling, on_progress)
+        _run(side, record, text, found, out, max_new_tokens, sampling, on_progress)
     found.pieces = _pieces(reference, found)
     found.complete = True
-    analyse(found, reference, candidate, explain=explain, by=by)
+    analyse(found, reference, candidate, by)
     found.seconds = time.perf_counter() - began
     if out is not None:
         write_json(Path(out) / META, {**found.about(), "schema": SCHEMA, "complete": True})
     return found
+
+
+def _check(reference: Any, candidate: Any, level: str, by: str | None) -> None:
+    """Refuse what cannot be traced, before anything runs."""
+    if level not in LEVELS:
+        raise ConfigError(
+            f"unknown level {level!r}; choose from {', '.join(LEVELS)}.{near_names(level, LEVELS)}"
+        )
+    for who, side in (("reference", reference), ("candidate", candidate)):
+        if getattr(side, "module", None) is None or not hasattr(side, "model"):
+            raise ConfigError(
+                f"the {who} ({type(side).__name__}) shows no model to trace; use a twinrun runner"
+            )
+    if by is not None:
+        check_by(by)
 
 
 def _continuation(
@@ -130,13 +134,12 @@ def _run(
     text: list[int] | None,
     found: Trace,
     out: str | Path | None,
-    max_bytes: int,
     max_new_tokens: int,
     sampling: dict[str, Any],
     on_progress: Progress | None,
 ) -> None:
     """Run one side under hooks."""
-    journal = None if out is None else Journal(Path(out) / record.who, max_bytes)
+    journal = None if out is None else Journal(Path(out) / record.who)
     total = 2 * max_new_tokens
     done = 0 if record.who == "reference" else max_new_tokens
 

@@ -81,8 +81,7 @@ def blame(
         >>> blame(Recompute(m), KVCache(m), prompts=["Two and two"]).kind
         'none'
     """
-    if by not in ("module", "layer", "step"):
-        raise ConfigError(f"by must be 'module', 'layer' or 'step', got {by!r}")
+    check_by(by)
     cases = as_cases(prompts, reference, candidate)
     nothing = Blame(kind="none", sentence="no module differs beyond rounding")
     for number, case in enumerate(cases):
@@ -93,6 +92,12 @@ def blame(
             return found
         nothing = found
     return nothing
+
+
+def check_by(by: str) -> None:
+    """Refuse a word that is no way of looking."""
+    if by not in ("module", "layer", "step"):
+        raise ConfigError(f"by must be 'module', 'layer' or 'step', got {by!r}")
 
 
 def _look(reference: Any, candidate: Any, case: Case, by: By) -> Blame:

@@ -1,0 +1,87 @@
+"""`twinrun trace`, `twinrun trace show` and `twinrun faults` from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from twinrun.cli.main import main
+from twinrun.faults.registry import FAULTS
+
+MODEL = ["builtin:amateur", "--dtype", "float32", "--prompt", "Tom has 3 apples.", "--max-new-tokens", "5"]
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    code = main(list(argv))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def record(out: str) -> dict[str, Any]:
+    found = json.loads(out.strip().splitlines()[-1])
+    assert isinstance(found, dict)
+    return found
+
+
+def test_a_clean_trace_is_recorded_shown_and_compared(capsys, tmp_path):
+    out = tmp_path / "t"
+    code, text, _ = run(capsys, "trace", *MODEL, "--out", str(out), "--json")
+    assert code == 0
+    found = record(text)
+    assert found["divergence"] is None
+    assert found["verdict"]["verdict"] in ("identical", "equivalent")
+    assert Path(found["page"]).read_text("utf-8").startswith("<!doctype html>")
+    code, text, _ = run(capsys, "trace", "show", str(out))
+    assert code == 0
+    assert "builtin:amateur" in text
+    code, text, _ = run(capsys, "trace", "show", str(out), "--against", str(out))
+    assert (code, text) == (0, "the two candidates agree to the end\n")
+    code, _, err = run(capsys, "trace", *MODEL, "--out", str(out))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "not empty" in err
+
+
+def test_a_planted_fault_is_named_and_fails(capsys):
+    code, text, _ = run(capsys, "trace", *MODEL, "--plant", "value-scale-off", "--json")
+    found = record(text)
+    assert code == 1
+    assert found["blame"]["module"].endswith("v_proj")
+    assert found["divergence"]["kind"] == "numeric divergence"
+    code, text, _ = run(
+        capsys, "trace", *MODEL, "--plant", "value-scale-off", "--by", "layer", "--forced", "--json"
+    )
+    assert code == 1
+    assert record(text)["blame"]["module"].split(".")[-1].isdigit()
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["trace", "builtin:amateur"], "no prompt"),
+        (["trace", *MODEL, "--plant", "value-scale"], "Did you mean 'value-scale-off'"),
+        (["trace", *MODEL, "--level", "all"], "unknown level 'all'"),
+        (["trace", *MODEL, "--by", "head"], "by must be"),
+        (["trace", *MODEL, "--candidate", "kv-cash"], "no runner named 'kv-cash'"),
+        (["trace", "show", "nowhere"], "holds no trace.json"),
+        (["faults", "--name", "value-scale"], "Did you mean 'value-scale-off'"),
+        (["faults", "--dtype", "float8", "--name", "double-bos"], "unknown precision 'float8'"),
+    ],
+)
+def test_bad_requests_are_one_line(capsys, argv, says):
+    code, out, err = run(capsys, *argv)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert says in err
+
+
+def test_faults_are_listed_and_run(capsys, tmp_path):
+    code, text, _ = run(capsys, "faults", "--list", "--json")
+    assert code == 0
+    assert [f["name"] for f in record(text)["faults"]] == list(FAULTS)
+    out = tmp_path / "faults.json"
+    code, text, _ = run(capsys, "faults", "-n", "value-scale-off", "--dtype", "float32", "--out", str(out))
+    assert code == 0
+    assert "1 of 1 caught, 1 named; 1 clean runs, 0 false alarms" in text
+    assert json.loads(out.read_text("utf-8"))["passed"] is True
