@@ -23,7 +23,7 @@ QUICK = ("double-bos", "position-off-by-one", "left-padding-attended", "cache-sl
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_one_fault_of_each_kind_is_caught_and_named(dtype):
-    found = suite.run_suite(QUICK, (dtype,), clean=False)
+    found = suite.run_suite(QUICK, (dtype,), clean="none")
     assert [row.fault for row in found.faults] == list(QUICK)
     assert [(row.fault, row.sentence) for row in found.faults if not (row.caught and row.right)] == []
 

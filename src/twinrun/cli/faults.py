@@ -40,7 +40,9 @@ def register(app: typer.Typer) -> None:
             list[str] | None, typer.Option("--dtype", help="a precision; may be repeated")
         ] = None,
         families: Annotated[int, typer.Option(min=1, help="models that each fault is planted in")] = 1,
-        clean: Annotated[bool, typer.Option(help="also run the same grid without faults")] = True,
+        clean: Annotated[
+            str, typer.Option(help="runs without faults: none, same (grid) or all (families)")
+        ] = "same",
         listed: Annotated[bool, typer.Option("--list", help="only list the faults")] = False,
         out: Annotated[str | None, typer.Option("--out", "-o", help="write the record to this file")] = None,
         as_json: JsonOption = False,
@@ -62,7 +64,7 @@ def register(app: typer.Typer) -> None:
                 chosen,
                 tuple(dtype or DTYPES),
                 families=families,
-                clean=clean,
+                clean=clean,  # type: ignore[arg-type]
                 on_progress=lambda done, total, what: bar.update(
                     task, completed=done, total=total, description=what
                 ),

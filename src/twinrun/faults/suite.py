@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 from twinrun.errors import ConfigError
 from twinrun.faults.fault import Fault
@@ -105,7 +105,7 @@ def run_suite(
     dtypes: Sequence[str] = DTYPES,
     *,
     families: int = 1,
-    clean: bool = True,
+    clean: Literal["none", "same", "all"] = "same",
     on_progress: Progress | None = None,
 ) -> Suite:
     """Judge the verifier and blame by planted faults on small random models.
@@ -114,7 +114,8 @@ def run_suite(
         names: faults of the registry.
         dtypes: precisions.
         families: on how many families each fault is planted, where so many can have it.
-        clean: run every (family, precision, runner) of the grid also without a fault.
+        clean: run without a fault: "same", every (family, precision, runner) of the faults; "all", every family with
+            three runners; "none".
         on_progress: called with (done, total, what).
 
     Returns:
@@ -128,6 +129,8 @@ def run_suite(
     unknown = [d for d in dtypes if d not in zoo.DTYPES]
     if unknown:
         raise ConfigError(f"unknown precision {unknown[0]!r}; choose from {', '.join(zoo.DTYPES)}")
+    if clean not in ("none", "same", "all"):
+        raise ConfigError(f"clean must be 'none', 'same' or 'all', got {clean!r}")
     grid = [
         (f, family, d)
         for n in names
@@ -135,7 +138,7 @@ def run_suite(
         for family in _families(f, families)
         for d in dtypes
     ]
-    pairs = sorted({(family, d, fault.runners[0]) for fault, family, d in grid}) if clean else []
+    pairs = _clean_grid(grid, dtypes, clean)
     found, total = Suite(), len(grid) + len(pairs)
     for number, (fault, family, dtype) in enumerate(grid):
         if on_progress is not None:
@@ -148,6 +151,16 @@ def run_suite(
             on_progress(number, total, f"clean, {runner}, {family}, {dtype}")
         found.clean.append(judge_clean(family, dtype, runner))
     return found
+
+
+def _clean_grid(
+    grid: list[tuple[Fault, str, str]], dtypes: Sequence[str], which: str
+) -> list[tuple[str, str, str]]:
+    """(family, precision, runner) to be run without a fault; families that no cached run can follow are left out."""
+    if which == "all":
+        whole = ((f, d, r) for f in zoo.FAMILIES for d in dtypes for r in zoo.CANDIDATES)
+        return [(f, d, r) for f, d, r in whole if (f, r, d) not in zoo.KNOWN]
+    return sorted({(family, d, fault.runners[0]) for fault, family, d in grid}) if which == "same" else []
 
 
 def judge_clean(family: str, dtype: str, runner: str) -> Clean:
