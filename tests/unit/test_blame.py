@@ -11,9 +11,9 @@ from tests.support import zoo
 from twinrun.errors import ConfigError
 from twinrun.faults.fault import broken_copy
 
-ROW = tuple(range(5, 40))
-CASE = tr.Case(label="text", rows=(ROW,), starts=(24,))
-BATCH = tr.Case(label="batch", rows=(ROW, ROW[:9]), starts=(24, 4))
+ROW = tuple(range(5, 25))
+CASE = tr.Case(label="text", rows=(ROW,), starts=(14,))
+BATCH = tr.Case(label="batch", rows=(ROW, ROW[:9]), starts=(14, 4))
 
 
 def scaled(part: nn.Module, factor: float = 1.01):
@@ -26,7 +26,7 @@ def pair(family: str = "qwen3", dtype: str = "float32"):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("build", [tr.SinglePass, tr.KVCache, tr.Recompute])
+@pytest.mark.parametrize("build", [tr.SinglePass, tr.KVCache])
 @pytest.mark.parametrize(
     "module",
     ["model.layers.1.mlp.up_proj", "model.layers.2.self_attn.k_norm", "model.norm", "model.embed_tokens"],
@@ -45,11 +45,11 @@ def test_the_position_is_that_of_the_first_wrong_token():
     reference, copy = pair()
 
     def late(_part, args, out):
-        return torch.cat([out[:, :30], out[:, 30:] * 1.001], dim=1) if out.shape[1] > 30 else out
+        return torch.cat([out[:, :17], out[:, 17:] * 1.001], dim=1) if out.shape[1] > 17 else out
 
     copy.core.model.layers[1].mlp.register_forward_hook(late)
     found = tr.blame(reference, tr.SinglePass(copy), [CASE])
-    assert (found.module, found.position) == ("model.layers.1.mlp", 30)
+    assert (found.module, found.position) == ("model.layers.1.mlp", 17)
 
 
 def test_a_step_of_decoding_is_named():
@@ -63,7 +63,7 @@ def test_a_step_of_decoding_is_named():
     handle = copy.core.model.layers[2].mlp.register_forward_hook(third)
     found = tr.blame(reference, tr.KVCache(copy), [CASE])
     handle.remove()
-    assert (found.module, found.step, found.position) == ("model.layers.2.mlp", 3, 26)
+    assert (found.module, found.step, found.position) == ("model.layers.2.mlp", 3, 16)
 
 
 def test_two_attention_implementations_and_two_precisions_are_clean():
@@ -82,7 +82,7 @@ def test_a_bug_that_lives_in_the_low_precision_is_found_there():
     reference, copy = pair(dtype="bfloat16")
 
     def coarse(_part, _args, out):
-        return out.to(torch.float8_e5m2).to(out.dtype) if out.dtype == torch.bfloat16 else out
+        return out * 1.3 if out.dtype == torch.bfloat16 else out
 
     copy.core.model.layers[1].mlp.register_forward_hook(coarse)
     found = tr.blame(reference, tr.SinglePass(copy), [CASE])

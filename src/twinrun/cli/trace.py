@@ -52,7 +52,12 @@ def register(app: typer.Typer) -> None:
         no_args_is_help=True,
         epilog=EPILOG,
     )
+    _add_run(group)
+    _add_show(group)
+    app.add_typer(group, name="trace")
 
+
+def _add_run(group: typer.Typer) -> None:
     @group.command("run", epilog=EPILOG)
     def run(
         model: ModelArgument,
@@ -128,6 +133,8 @@ def register(app: typer.Typer) -> None:
         _report(found, out, as_json)
         return 0 if agrees(found) else 1
 
+
+def _add_show(group: typer.Typer) -> None:
     @group.command("show")
     def show(
         folder: Annotated[str, typer.Argument(metavar="DIR", help="what `twinrun trace --out` wrote")],
@@ -145,8 +152,6 @@ def register(app: typer.Typer) -> None:
             return 0 if other is None else 1
         _report(found, folder, as_json)
         return 0
-
-    app.add_typer(group, name="trace")
 
 
 def agrees(found: Trace) -> bool:
