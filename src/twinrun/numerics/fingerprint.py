@@ -40,7 +40,9 @@ def fingerprints(rows: Tensor) -> Tensor:
     signs = _signs(flat.shape[-1], flat.device)
     step = max(1, BLOCK_BYTES // (8 * max(1, flat.shape[-1])))
     parts = [_block(flat[i : i + step].double(), signs) for i in range(0, flat.shape[0], step)]
-    found = torch.cat(parts) if parts else flat.new_zeros(0, DIMS + 1, dtype=torch.float64)
+    if not parts:
+        parts = [flat.new_zeros(0, DIMS + 1, dtype=torch.float64)]
+    found = torch.cat(parts) if len(parts) > 1 else parts[0]
     return found.reshape(*rows.shape[:-1], DIMS + 1)
 
 
@@ -72,8 +74,8 @@ def one_minus_cosine(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _block(rows: Tensor, signs: Tensor) -> Tensor:
-    found = torch.cat([rows @ signs, rows.square().sum(-1, keepdim=True).sqrt()], dim=-1)
-    return found.masked_fill(~torch.isfinite(found).all(-1, keepdim=True), torch.inf)
+    length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return torch.cat([rows @ signs, length], dim=-1).masked_fill_(~torch.isfinite(length), torch.inf)
 
 
 @lru_cache(maxsize=64)

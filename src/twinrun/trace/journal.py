@@ -91,10 +91,9 @@ class Journal:
                 data = as_bytes(tensor)
                 self.bin.write(data)
                 tensors[name] = [str(tensor.dtype).removeprefix("torch."), list(tensor.shape), len(data)]
-        self.bin.flush()
         line = json.dumps({**step.to_json(), "tensors": tensors}, separators=(",", ":"), allow_nan=False)
-        self.lines.write(f"{zlib.crc32(line.encode()):08x} {line}\n")
-        self.lines.flush()
+        data = line.encode()
+        self.lines.write(b"%08x %s\n" % (zlib.crc32(data), data))
         self.steps.append(step)
         if len(self.steps) >= PACK_STEPS:
             self._pack()
@@ -107,8 +106,8 @@ class Journal:
     def _open(self) -> None:
         stem = self.folder / f"journal-{self.pack_number:05d}"
         self.open_files = ExitStack()
-        self.lines = self.open_files.enter_context(stem.with_suffix(".jsonl").open("w", encoding="utf-8"))
-        self.bin = self.open_files.enter_context(stem.with_suffix(".bin").open("wb"))
+        self.lines = self.open_files.enter_context(stem.with_suffix(".jsonl").open("wb", buffering=0))
+        self.bin = self.open_files.enter_context(stem.with_suffix(".bin").open("wb", buffering=0))
 
     def _shut(self) -> None:
         self.open_files.close()

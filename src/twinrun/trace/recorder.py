@@ -69,7 +69,7 @@ class Recorder:
             mask = by_name(part, args, kwargs).get("attention_mask")
             counts = visible_keys(mask, now, bool(getattr(part, "is_causal", True)))
             if counts is not None:
-                low, high = int(counts.min()), int(counts.max())
+                low, high = (int(n) for n in torch.aminmax(counts))
                 seen = self._keys
                 self._keys = (low, high) if seen is None else (min(seen[0], low), max(seen[1], high))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -39,14 +40,13 @@ class Scored:
         logp = torch.log_softmax(logits.float(), dim=-1)
         top = logp.topk(min(TOP_K, logp.shape[-1]))
         values = top.values.tolist()
-        probs = logp.exp()
         return cls(
             position=position,
             token=token,
             logprob=None if token is None else float(logp[token]),
             top_ids=top.indices.tolist(),
-            top_probs=top.values.exp().tolist(),
-            entropy=float(-(probs * logp.masked_fill(probs == 0, 0.0)).sum()),
+            top_probs=[math.exp(v) for v in values],
+            entropy=float(torch.special.entr(logp.exp()).sum()),
             margin=values[0] - values[1] if len(values) > 1 else 0.0,
         )
 
@@ -88,7 +88,7 @@ class TracedStep:
             "position_ids": None if self.position_ids is None else list(self.position_ids),
             "cache": list(self.cache),
             "keys": None if self.keys is None else list(self.keys),
-            "rows": [asdict(row) for row in self.rows],
+            "rows": [{name: getattr(row, name) for name in Scored.__slots__} for row in self.rows],
         }
 
     @classmethod
