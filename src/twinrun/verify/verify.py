@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -93,8 +93,7 @@ def verify(
         tick(1, "candidate")
         cand = _timed(evidence, "candidate", candidate, case)
         tick(2, "reference, one precision up")
-        with reference.raised():
-            oracle = _timed(evidence, "oracle", reference, case)
+        oracle = _timed(evidence, "oracle", reference, case, raised=True)
         up = None
         if evidence.why_no_sweep is None:
             tick(3, "candidate, one precision up")
@@ -146,9 +145,11 @@ def _ticker(on_progress: Progress | None, base: int, total: int, label: str) -> 
     return tick
 
 
-def _timed(evidence: Evidence, who: str, side: Any, case: Case) -> list[Scores]:
+def _timed(evidence: Evidence, who: str, side: Any, case: Case, *, raised: bool = False) -> list[Scores]:
+    """Score a case and take the time, casting weights up included."""
     began = time.perf_counter()
-    scores = score_case(side, case)
+    with side.raised() if raised else nullcontext():
+        scores = score_case(side, case)
     evidence.seconds[who] += time.perf_counter() - began
     evidence.paths[who] = scores[0].path
     return scores
@@ -166,10 +167,8 @@ def score_case(side: Any, case: Case) -> list[Scores]:
 
 def _raised_scores(evidence: Evidence, candidate: Any, case: Case) -> list[Scores] | None:
     """Score the candidate one precision up; a side that cannot after all says why and loses only this witness."""
-    raised: AbstractContextManager[Any] = candidate.raised()
     try:
-        with raised:
-            return _timed(evidence, "candidate_up", candidate, case)
+        return _timed(evidence, "candidate_up", candidate, case, raised=True)
     except (RuntimeError, TypeError, NotImplementedError) as error:
         evidence.why_no_sweep = f"the candidate failed one precision up: {' '.join(str(error).split())[:160]}"
         return None
