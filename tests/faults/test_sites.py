@@ -32,6 +32,8 @@ MECHANISMS = {
     "stale-cache-after-rollback": lambda runner: drafted(runner, rolled_back=2),
 }
 """What some faults do differently and still right; the fault is the mistake in it."""
+NO_ROLLBACK = ("stale-cache-after-rollback", "mistral")
+"""A cache that drops what left the window cannot be rolled back."""
 
 
 def without_the_mistake(fault: Fault, runner: Any) -> AbstractContextManager[None]:
@@ -145,12 +147,12 @@ def test_a_site_without_its_place_is_refused() -> None:
         Site("mask", lambda _model: ("",))
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral"])
-@pytest.mark.parametrize("name", MECHANISMS)
+@pytest.mark.parametrize(
+    ("name", "family"), [(n, f) for n in MECHANISMS for f in ("llama", "mistral") if (n, f) != NO_ROLLBACK]
+)
 def test_what_a_fault_does_differently_is_right_without_its_mistake(name: str, family: str) -> None:
     ours, fault = reference(family, "float32"), get_fault(name)
-    if fault.applies(ours.model) is not None:
-        pytest.skip(str(fault.applies(ours.model)))
+    assert fault.applies(ours.model) is None
     candidate = tr.KVCache(broken_copy(ours.model), cache="dynamic")
     with without_the_mistake(fault, candidate):
         verdict = tr.verify(ours, candidate, tr.probes(ours.model, max_tokens=41))
