@@ -67,7 +67,7 @@ def main() -> None:
     for case, trace in found.items():
         print(f"\n{case}\n  trace: {trace}")
         if trace.blame is not None:
-            print(f"  blame: {trace.blame}")
+            print(f"  blame ({trace.blame.kind}): {trace.blame}")
 
 
 def print_row(cache: str, loss: float, verdict: str, text: str) -> None:
