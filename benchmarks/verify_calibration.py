@@ -99,6 +99,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The margins: how near the worst clean run comes to a limit, how near the weakest fault."""
     clean = [r for r in rows if r["fault"] is None]
     faults = [r for r in rows if r["fault"] is not None]
+    numbered = [r for r in faults if not r["findings"]]  # a finding (NaN, say) convicts without any number
     worst = {key: most(clean, key) for key in ("ratio_max_of_limit", "ratio_rms_of_limit", "sweep_of_limit")}
     by_ratio = [r for r in faults if max(r["ratio_max_of_limit"] or 0, r["ratio_rms_of_limit"] or 0) > 1]
     by_sweep = [r for r in faults if (r["sweep_of_limit"] or 0) > 1]
@@ -110,8 +111,8 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "missed": [r for r in faults if r["verdict"] != "different"],
         "convicted_by_the_ratio": len(by_ratio),
         "convicted_by_the_sweep": len(by_sweep),
-        "weakest_sweep_of_a_fault": least(faults, "sweep_of_limit"),
-        "weakest_of_both_witnesses": least(faults, "strongest_of_limit"),
+        "weakest_sweep_of_a_fault": least(numbered, "sweep_of_limit"),
+        "weakest_of_both_witnesses": least(numbered, "strongest_of_limit"),
     }
 
 
