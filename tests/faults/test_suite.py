@@ -50,6 +50,27 @@ def test_a_wrong_answer_is_counted_as_wrong():
     assert not is_site(blame, fault, model)
 
 
+def test_a_run_that_was_cut_off_is_continued_with_nothing_lost_or_repeated(monkeypatch):
+    class Cut(Exception):
+        pass
+
+    kept = []
+
+    def cut(found):
+        kept.append(found.to_json())
+        if len(kept) == 2:
+            raise Cut
+
+    names = ("double-bos", "value-scale-off", "logit-scale-off")
+    with pytest.raises(Cut):
+        suite.run_suite(names, ("float32",), on_row=cut)
+    whole = suite.run_suite(names, ("float32",), found=suite.Suite.from_json(kept[-1]), on_row=kept.append)
+    assert len(kept) == 2 + 2  # one fault and one clean run were left
+    assert [row.fault for row in whole.faults] == list(names)
+    with pytest.raises(ConfigError, match="choose another --out"):
+        suite.Suite.from_json({"schema": "other"})
+
+
 def test_counts_and_refusals():
     found = suite.Suite()
     clean = suite.Clean(

@@ -44,7 +44,12 @@ def register(app: typer.Typer) -> None:
             str, typer.Option(help="runs without faults: none, same (grid) or all (families)")
         ] = "same",
         listed: Annotated[bool, typer.Option("--list", help="only list the faults")] = False,
-        out: Annotated[str | None, typer.Option("--out", "-o", help="write the record to this file")] = None,
+        out: Annotated[
+            str | None,
+            typer.Option(
+                "--out", "-o", help="write the record to this file; an earlier one there is continued"
+            ),
+        ] = None,
         as_json: JsonOption = False,
     ) -> int:
         """Plant real bugs in correct runners: is each caught, at which probe, and is the right place named?"""
@@ -65,6 +70,8 @@ def register(app: typer.Typer) -> None:
                 tuple(dtype or DTYPES),
                 families=families,
                 clean=clean,  # type: ignore[arg-type]
+                found=_earlier(out),
+                on_row=None if out is None else lambda suite: write_json(out, suite.to_json()),
                 on_progress=lambda done, total, what: bar.update(
                     task, completed=done, total=total, description=what
                 ),
@@ -81,6 +88,22 @@ def register(app: typer.Typer) -> None:
         )
         emit(record, as_json)
         return 0 if found.passed else 1
+
+
+def _earlier(out: str | None) -> Suite | None:
+    """Rows of a run that was cut off, from its record."""
+    import json
+    from pathlib import Path
+
+    from twinrun.errors import ConfigError
+    from twinrun.faults.suite import Suite
+
+    if out is None or not Path(out).exists():
+        return None
+    try:
+        return Suite.from_json(json.loads(Path(out).read_text("utf-8")))
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise ConfigError(f"{out} is no record of this command ({error}); choose another --out") from error
 
 
 def _list(names: list[str], as_json: bool) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from twinrun.verify.blame import blame
 from twinrun.verify.probes import probes
 from twinrun.verify.verify import verify
 
+SCHEMA = "twinrun.faults/1"
 DTYPES = ("float32", "bfloat16")
 PROBE_TOKENS = 41
 ORDER = (
@@ -61,6 +62,21 @@ class Suite:
     faults: list[Judged] = field(default_factory=list)
     clean: list[Clean] = field(default_factory=list)
 
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Suite:
+        """Read the rows that `to_json` wrote.
+
+        Raises:
+            ConfigError: it is another kind of record.
+        """
+        if record.get("schema") != SCHEMA:
+            raise ConfigError(f"the record is {record.get('schema')!r}, not {SCHEMA!r}; choose another --out")
+        names = [f.name for f in fields(Judged)]
+        return cls(
+            faults=[Judged(**{name: row[name] for name in names}) for row in record["faults"]],
+            clean=[Clean(**row) for row in record["clean"]],
+        )
+
     @property
     def missed(self) -> list[Judged]:
         """Faults that were not caught."""
@@ -84,7 +100,7 @@ class Suite:
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain JSON types."""
         return {
-            "schema": "twinrun.faults/1",
+            "schema": SCHEMA,
             "faults": [{**row.to_json(), **_about(row.fault)} for row in self.faults],
             "clean": [asdict(row) for row in self.clean],
             "summary": {
@@ -106,6 +122,8 @@ def run_suite(
     *,
     families: int = 1,
     clean: Literal["none", "same", "all"] = "same",
+    found: Suite | None = None,
+    on_row: Callable[[Suite], object] | None = None,
     on_progress: Progress | None = None,
 ) -> Suite:
     """Judge the verifier and blame by planted faults on small random models.
@@ -116,6 +134,8 @@ def run_suite(
         families: on how many families each fault is planted, where so many can have it.
         clean: run without a fault: "same", every (family, precision, runner) of the faults; "all", every family with
             three runners; "none".
+        found: rows of an earlier run that was cut off; they are not run again.
+        on_row: called after every new row.
         on_progress: called with (done, total, what).
 
     Returns:
@@ -139,17 +159,22 @@ def run_suite(
         for d in dtypes
     ]
     pairs = _clean_grid(grid, dtypes, clean)
-    found, total = Suite(), len(grid) + len(pairs)
+    found, total = found or Suite(), len(grid) + len(pairs)
+    keep = on_row or (lambda _suite: None)
     for number, (fault, family, dtype) in enumerate(grid):
         if on_progress is not None:
             on_progress(number, total, f"{fault.name}, {family}, {dtype}")
-        model = _model(family, dtype)
-        cases = probes(model, max_tokens=PROBE_TOKENS)
-        found.faults.append(judge_fault(fault, Recompute(model), model, cases, family=family))
+        if not any((row.fault, row.family, row.dtype) == (fault.name, family, dtype) for row in found.faults):
+            model = _model(family, dtype)
+            cases = probes(model, max_tokens=PROBE_TOKENS)
+            found.faults.append(judge_fault(fault, Recompute(model), model, cases, family=family))
+            keep(found)
     for number, (family, dtype, runner) in enumerate(pairs, len(grid)):
         if on_progress is not None:
             on_progress(number, total, f"clean, {runner}, {family}, {dtype}")
-        found.clean.append(judge_clean(family, dtype, runner))
+        if not any((row.family, row.dtype, row.runner) == (family, dtype, runner) for row in found.clean):
+            found.clean.append(judge_clean(family, dtype, runner))
+            keep(found)
     return found
 
 

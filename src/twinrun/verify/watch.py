@@ -53,6 +53,7 @@ class Watch:
         self.done: list[int] = [0] * (len(self.rows) if self.rows is not None else 1)
         self.now: Forward | None = None
         self.on_end: list[Callable[[Forward], None]] = []
+        self.body: nn.Module | None = None
         self._asked: dict[str, Any] = {}
 
     def ask(self, by_name: dict[str, Any]) -> None:
@@ -170,15 +171,19 @@ def watching(core: nn.Module, watch: Watch) -> Iterator[Watch]:
 
     Cost: nothing but bookkeeping a forward, and one read of ids and mask.
     """
-    body = _body(core)
+    inner = _take_ids(core)
 
     def ask(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         watch.ask(by_name(part, args, kwargs))
-        if part is body:
+        if not inner:
             watch.begin(by_name(part, args, kwargs))
 
     def begin(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        watch.begin(by_name(part, args, kwargs))
+        watch.body = (
+            watch.body or part
+        )  # the outermost that is called; some models call past a part of their own
+        if part is watch.body:
+            watch.begin(by_name(part, args, kwargs))
 
     def after(_part: nn.Module, _args: Any, output: Any) -> None:
         logits = getattr(output, "logits", output[0] if isinstance(output, tuple) else output)
@@ -204,8 +209,8 @@ def watching(core: nn.Module, watch: Watch) -> Iterator[Watch]:
     tokens = token_embedding(core)
     with ExitStack() as undo:
         undo.callback(core.register_forward_pre_hook(ask, with_kwargs=True, prepend=True).remove)
-        if body is not core:
-            undo.callback(body.register_forward_pre_hook(begin, with_kwargs=True, prepend=True).remove)
+        for part in inner:
+            undo.callback(part.register_forward_pre_hook(begin, with_kwargs=True, prepend=True).remove)
         undo.callback(core.register_forward_hook(after).remove)
         for part in core.modules():
             if part is core or part is tokens:
@@ -217,10 +222,10 @@ def watching(core: nn.Module, watch: Watch) -> Iterator[Watch]:
         yield watch
 
 
-def _body(core: nn.Module) -> nn.Module:
-    """The outermost part that takes token ids: what runs once for every forward, also inside a wrapped call."""
+def _take_ids(core: nn.Module) -> list[nn.Module]:
+    """Parts inside a model that take token ids: the outermost of them runs once for every forward."""
     inner = (part for part in core.modules() if part is not core)
-    return next((p for p in inner if "input_ids" in inspect.signature(p.forward).parameters), core)
+    return [part for part in inner if "input_ids" in inspect.signature(part.forward).parameters]
 
 
 def token_embedding(core: nn.Module) -> nn.Module | None:
