@@ -75,7 +75,8 @@ def one_minus_cosine(a: Tensor, b: Tensor) -> Tensor:
 
 def _block(rows: Tensor, signs: Tensor) -> Tensor:
     length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    return torch.cat([rows @ signs, length], dim=-1).masked_fill_(~torch.isfinite(length), torch.inf)
+    # NOTE: one NaN or infinity in a row reaches all of its sums, so all of them become infinite here.
+    return torch.cat([rows @ signs, length], dim=-1).nan_to_num_(torch.inf, torch.inf, torch.inf)
 
 
 @lru_cache(maxsize=64)

@@ -14,7 +14,6 @@ from twinrun.numerics.fingerprint import fingerprints
 from twinrun.records.run import Step
 from twinrun.records.scores import Scores
 from twinrun.trace.step import Scored, TracedStep
-from twinrun.verify.activations import flatten
 from twinrun.verify.recorder import visible_keys
 from twinrun.verify.watch import Forward, Watch, by_name, layer_lengths, token_embedding, watching
 
@@ -45,7 +44,6 @@ class Recorder:
         self._hidden: list[Tensor] = []
         self._states: list[Tensor] = []
         self._keys: tuple[int, int] | None = None
-        self._cache: Any = None
         self._before = time.perf_counter()
 
     def observe(self, step: Step) -> None:
@@ -54,10 +52,6 @@ class Recorder:
             row = self.waiting.rows[-1]
             row.token, row.logprob = step.tokens[0], step.logprobs[0]
             self._emit(self.waiting)
-
-    def note_cache(self, _part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Remember the cache object; its lengths are read when the forward has ended."""
-        self._cache = kwargs.get("past_key_values")
 
     def note_keys(self, watch: Watch) -> Any:
         """Return a hook that takes note of how many keys the queries of an attention module may see."""
@@ -80,15 +74,20 @@ class Recorder:
 
         def hook(_part: nn.Module, _args: Any, output: Any) -> None:
             now = watch.now
-            tensor = next(flatten(output), None)
-            if now is None or tensor is None or tensor.ndim != 3 or tensor.shape[1] != now.width:
+            tensor = output[0] if isinstance(output, tuple) else output
+            if (
+                now is None
+                or not isinstance(tensor, Tensor)
+                or tensor.ndim != 3
+                or tensor.shape[1] != now.width
+            ):
                 return
             rows = tensor[0, -self._scored(now) :]
             self._hidden.append(rows if now.width == 1 else rows.clone())
 
         return hook
 
-    def end(self, now: Forward) -> None:
+    def end(self, now: Forward, cache: Any) -> None:
         """Make a step of a forward that has ended."""
         count = self._scored(now)
         first, last = now.starts[0], now.starts[0] + now.width - 1
@@ -103,7 +102,7 @@ class Recorder:
             first=max(0, first),
             last=last,
             position_ids=None if given is None else (int(given[0]), int(given[-1])),
-            cache=layer_lengths(self._cache),
+            cache=layer_lengths(cache),
             keys=self._keys,
             rows=rows,
         )
@@ -111,7 +110,7 @@ class Recorder:
             stacked = torch.stack([h[-max(1, count) :] for h in self._hidden], dim=1)
             step.hidden = fingerprints(stacked).cpu()
             step.states = stacked.cpu() if self.level == "states" else None
-        self._hidden, self._keys, self._cache = [], None, None
+        self._hidden, self._keys = [], None
         if self.text is not None and count == 1:
             self._emit(step)
         else:
@@ -154,9 +153,8 @@ def tracing(core: nn.Module, layers: Sequence[nn.Module], recorder: Recorder) ->
     Cost: one small product a step for the fingerprints, and a few Python calls a layer.
     """
     watch = Watch(None if recorder.text is None else [recorder.text])
-    watch.on_end.append(recorder.end)
+    watch.on_end.append(lambda now: recorder.end(now, watch.asked.get("past_key_values")))
     with ExitStack() as undo:
-        undo.callback(core.register_forward_pre_hook(recorder.note_cache, with_kwargs=True).remove)
         if recorder.level != "steps":
             embedding = token_embedding(core)
             parts = [p for p in (embedding, *layers) if isinstance(p, nn.Module)]

@@ -54,18 +54,18 @@ class Watch:
         self.now: Forward | None = None
         self.on_end: list[Callable[[Forward], None]] = []
         self.body: nn.Module | None = None
-        self._asked: dict[str, Any] = {}
+        self.asked: dict[str, Any] = {}
 
     def ask(self, by_name: dict[str, Any]) -> None:
         """Take note of what the runner asks the model for, before anything on the way can change it."""
-        self._asked = dict(by_name)
+        self.asked = dict(by_name)
 
     def begin(self, by_name: dict[str, Any]) -> None:
         """Work out where the slots of this forward stand. Padding is what the runner asked for; ids are what came."""
         if self.now is not None:  # several forwards of the body inside one call of the model
             self.end(None)
         ids = by_name.get("input_ids")
-        ids = ids if isinstance(ids, Tensor) else self._asked.get("input_ids")
+        ids = ids if isinstance(ids, Tensor) else self.asked.get("input_ids")
         if not isinstance(ids, Tensor) or ids.ndim != 2:
             return
         if self.rows is not None and ids.shape[0] != len(self.rows):
@@ -74,7 +74,7 @@ class Watch:
             self.done = [0] * ids.shape[0]
         cache = layer_lengths(by_name.get("past_key_values"))
         past = cache[0] if cache else 0
-        pads = _left_pads(self._asked.get("attention_mask"), ids.shape[0])
+        pads = _left_pads(self.asked.get("attention_mask"), ids.shape[0])
         now = Forward(
             index=len(self.forwards),
             width=ids.shape[1],
@@ -206,19 +206,16 @@ def watching(core: nn.Module, watch: Watch) -> Iterator[Watch]:
         named = by_name(part, args, kwargs)
         see(named.get("position_ids", next((a for a in named.values() if isinstance(a, Tensor)), None)))
 
-    tokens = token_embedding(core)
     with ExitStack() as undo:
         undo.callback(core.register_forward_pre_hook(ask, with_kwargs=True, prepend=True).remove)
         for part in inner:
             undo.callback(part.register_forward_pre_hook(begin, with_kwargs=True, prepend=True).remove)
         undo.callback(core.register_forward_hook(after).remove)
-        for part in core.modules():
-            if part is core or part is tokens:
-                continue
-            if isinstance(part, nn.Embedding):
-                undo.callback(part.register_forward_pre_hook(see_learned, with_kwargs=True).remove)
-            elif "position_ids" in inspect.signature(part.forward).parameters:
-                undo.callback(part.register_forward_pre_hook(see_positions, with_kwargs=True).remove)
+        readers, learned = _position_readers(core)
+        for part in readers:
+            undo.callback(part.register_forward_pre_hook(see_positions, with_kwargs=True).remove)
+        for part in learned:
+            undo.callback(part.register_forward_pre_hook(see_learned, with_kwargs=True).remove)
         yield watch
 
 
@@ -226,6 +223,18 @@ def _take_ids(core: nn.Module) -> list[nn.Module]:
     """Parts inside a model that take token ids: the outermost of them runs once for every forward."""
     inner = (part for part in core.modules() if part is not core)
     return [part for part in inner if "input_ids" in inspect.signature(part.forward).parameters]
+
+
+def _position_readers(core: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
+    """Modules that read position ids by name (rotary embeddings, else whatever takes them), and learned tables."""
+    tokens = token_embedding(core)
+    parts = [part for part in core.modules() if part is not core and part is not tokens]
+    learned: list[nn.Module] = [part for part in parts if isinstance(part, nn.Embedding)]
+    named = [
+        p for p in parts if p not in learned and "position_ids" in inspect.signature(p.forward).parameters
+    ]
+    leaves = [part for part in named if next(part.children(), None) is None]
+    return leaves or ([] if learned else named), learned
 
 
 def token_embedding(core: nn.Module) -> nn.Module | None:
