@@ -19,6 +19,7 @@ from tests.support import zoo
 from twinrun.errors import ConfigError, TraceError
 from twinrun.faults.fault import broken_copy, candidate_for
 from twinrun.faults.registry import get_fault
+from twinrun.report.trace_page import render_trace
 from twinrun.trace import journal as journal_module
 from twinrun.trace.divergence import Numbers, first_divergence
 from twinrun.trace.shown import shown
@@ -204,6 +205,7 @@ KILLED = """
 import sys, time
 import twinrun as tr
 from tests.support import zoo
+from twinrun.report.trace_page import render_trace
 from twinrun.trace import journal
 journal.PACK_STEPS = int(sys.argv[2])
 model = zoo.make("qwen3", "float32")
@@ -235,6 +237,7 @@ def test_a_killed_recording_opens_up_to_its_last_step(tmp_path, after, pack):
     who, number = after.split()
     assert len(getattr(found, who).steps) >= int(number) + 1
     assert shown(found)["complete"] is False
+    assert "recording" in render_trace(shown(found))
 
 
 def test_half_a_line_is_left_out_and_a_changed_line_is_refused(clean, tmp_path):

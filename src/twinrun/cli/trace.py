@@ -27,7 +27,7 @@ EPILOG = """Examples:
 
 twinrun trace builtin:expert --prompt "Tom has 3 apples." --out /tmp/trace
 
-twinrun trace builtin:expert -r recompute -c single-pass --forced --prompt "Tom has 3 apples." --out /tmp/trace
+twinrun trace builtin:expert -r recompute -c single-pass --forced --prompt "Tom has 3 apples." --out /tmp/forced
 
 twinrun trace show /tmp/trace
 

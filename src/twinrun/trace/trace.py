@@ -90,6 +90,7 @@ def trace(
             who=who, runner=side.name, dtype=str(side.dtype), identity=identity(side.module), prompt=own
         )
         setattr(found, who, record)
+    for side, record in zip(sides.values(), found.sides, strict=True):
         if out is not None:
             write_json(Path(out) / META, {**found.about(), "schema": SCHEMA, "complete": False})
         _run(side, record, text, found, out, max_new_tokens, sampling, on_progress)
