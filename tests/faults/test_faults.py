@@ -68,7 +68,11 @@ PLANTED = [
     for dtype in DTYPES
     if family == pair[0] or dtype == "bfloat16"
 ]
-"""float32 of a second family shows little more; the slow test below has every family in it."""
+"""float32 of a second family shows little more; the slow test below has it."""
+SPREAD = (
+    "llama", "mistral", "gemma2", "gpt2", "gptj", "phi", "qwen3moe", "bloom", "granite", "olmo2", "gpt-post",
+)  # fmt: skip
+"""Families that differ in positions, masks, norms, heads and experts, for the grid of faults and runners."""
 CLEAN = sorted({(FAULTS[name]().runners[0], family, dtype) for name, family, dtype in PLANTED})
 
 
@@ -105,9 +109,9 @@ def test_the_same_run_without_a_fault_passes(runner: str, family: str, dtype: st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", zoo.FAMILIES)
+@pytest.mark.parametrize("family", SPREAD)
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_caught_in_every_runner_of_every_family_that_can_have_it(name: str, family: str) -> None:
+def test_a_fault_is_caught_in_every_runner_of_families_that_can_have_it(name: str, family: str) -> None:
     fault, model = get_fault(name), reference(family, "float32").model
     if fault.applies(model) is not None:
         with pytest.raises(tr.errors.UnsupportedModelError), fault.planted(candidate_for(fault, model)):

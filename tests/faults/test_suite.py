@@ -30,8 +30,8 @@ def test_one_fault_of_each_kind_is_caught_and_named(dtype):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_every_fault_is_caught_and_named_on_two_families(dtype):
-    found = suite.run_suite(tuple(FAULTS), (dtype,), families=2)
+def test_every_fault_is_caught_and_named(dtype):
+    found = suite.run_suite(tuple(FAULTS), (dtype,))
     assert found.missed == []
     assert found.alarms == []
     assert len(found.misnamed) <= len(found.faults) // 15
