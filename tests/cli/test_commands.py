@@ -197,6 +197,7 @@ INTERRUPTED = """
 import os, signal, sys
 from twinrun.runners import generation
 choose = generation._Rows.choose
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job started in the background ignores it
 def interrupted(self, logits):
     os.kill(os.getpid(), signal.SIGINT)
     return choose(self, logits)
