@@ -6,8 +6,10 @@ SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+WORKERS ?= 2
 PYTEST_ARGS ?=
-PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --durations=20
+# Each worker computes on one thread; waiting threads sleep, so that two workers on two cores do not push each other aside.
+PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(WORKERS) --durations=20
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .PHONY: install demo test test-slow test-all lint format bench clean

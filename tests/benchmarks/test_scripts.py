@@ -12,6 +12,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 TIMED = ["single_pass.py", "streamed_kl.py", "trace_cost.py", "blame_cost.py"]
+SHAPED = ["single_pass.py", "streamed_kl.py", "blame_cost.py"]
+"""Those whose model is built from a named shape."""
 ON_CUDA = "gpu_score.py"
 KEYS = {"benchmark", "schema", "about", "quick", "config", "arms", "ratios", "bars", "bars_apply", "passed"}
 ARMS = {
@@ -86,11 +88,13 @@ def test_speeds_of_scoring_stand_beside_verdicts(tmp_path):
 def test_help_names_every_setting(script):
     done = start(script, "--help")
     assert done.returncode == 0
-    assert {"--quick", "--out", "--device", "--repeats"} <= set(done.stdout.replace(",", " ").split())
+    options = set(done.stdout.replace(",", " ").split())
+    assert {"--quick", "--out", "--repeats"} <= options
+    assert ("--shape" in options) is (script in SHAPED)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", TIMED)
+@pytest.mark.parametrize("script", SHAPED)
 def test_an_unknown_shape_is_one_line_and_exit_2(script, tmp_path):
     done = start(script, "--shape", "qwen2.5-0.5", "--out", str(tmp_path / "x.json"))
     assert done.returncode == 2

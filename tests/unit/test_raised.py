@@ -11,7 +11,8 @@ import torch
 from tests.conftest import fingerprint
 from tests.support.zoo import make
 from twinrun.errors import UnsupportedModelError
-from twinrun.models.raised import raised, raised_part
+from twinrun.models import linear_up
+from twinrun.models.raised import raised, raised_part, raised_to
 
 IDS = torch.arange(12)[None] * 5
 
@@ -62,27 +63,68 @@ def test_an_error_inside_puts_everything_back() -> None:
     assert fingerprint(model.model) == before
 
 
-def test_streaming_holds_one_unit_at_a_time() -> None:
+def test_streaming_holds_one_unit_at_a_time_and_no_weight_of_a_linear_layer() -> None:
     model = make("llama", "bfloat16")
-    raised_layers: list[int] = []
+    norms: list[int] = []
+    weights: set[torch.dtype] = set()
 
-    def count(_module: object, _args: object, _out: object) -> None:
-        raised_layers.append(sum(next(p.parameters()).dtype == torch.float32 for p in model.layout.layers))
+    def look(_module: object, _args: object, _out: object) -> None:
+        norms.append(
+            sum(layer.input_layernorm.weight.dtype == torch.float32 for layer in model.layout.layers)
+        )
+        weights.update(m.weight.dtype for m in model.core.modules() if isinstance(m, torch.nn.Linear))
 
-    handles = [layer.mlp.register_forward_hook(count) for layer in model.layout.layers]
+    handles = [layer.mlp.register_forward_hook(look) for layer in model.layout.layers]
     with torch.inference_mode(), raised(model.model, model.layout.layers, torch.float32):
         model.model(IDS)
     for handle in handles:
         handle.remove()
-    assert raised_layers == [1, 1, 1]
+    assert norms == [1, 1, 1]
+    assert weights == {torch.bfloat16}
 
 
 def test_a_part_alone() -> None:
     layer = torch.nn.Linear(3, 3).bfloat16()
-    weight = layer.weight
-    with raised_part(layer, torch.float32):
-        assert layer.weight.dtype == torch.float32
+    weight, x = layer.weight, torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode(), raised_part(layer, torch.float32):
+        got = layer(x)
     assert layer.weight is weight
+    assert torch.equal(got, copy.deepcopy(layer).float()(x))
+    with raised_part(layer, torch.float16):  # down, the other way
+        assert layer.weight.dtype == torch.float16
+
+
+@pytest.mark.parametrize("low", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1, 8), (2, 7, 41), (150, 96)])
+def test_a_product_in_slices_is_that_of_a_raised_copy(
+    low: torch.dtype, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear_up, "SLICE_BYTES", 2048)  # several slices and a rest
+    layer = torch.nn.Linear(shape[-1], 37).to(low)
+    up = {torch.float32: torch.float64, torch.bfloat16: torch.float32}[low]
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(up)
+    want = x.double() @ layer.weight.detach().double().T + layer.bias.detach().double()
+    with torch.inference_mode(), linear_up.Up(up):
+        got = layer(x)
+        assert torch.equal(torch.matmul(x, layer.weight.T), x @ layer.weight.to(up).T)
+    bound = 16 * torch.finfo(up).eps * float(want.abs().max())  # measured: below 2 over ten seeds
+    assert got.dtype == up
+    assert float((got.double() - want).abs().max()) < bound
+    assert float((got.double() * 1.001 - want).abs().max()) > bound  # the control
+    with linear_up.Up(up):  # gradients take the plain way
+        layer(x).sum().backward()
+    assert layer.weight.grad is not None
+
+
+def test_a_block_inside_a_block_shares_the_raised_copy() -> None:
+    model = make("llama", "bfloat16")
+    with model.raised() as outer:
+        weight = model.layout.layers[0].mlp.up_proj.weight
+        with model.raised() as inner:
+            assert model.layout.layers[0].mlp.up_proj.weight is weight
+        assert (outer, inner, model.dtype) == (torch.float32,) * 3
+    assert model.dtype == torch.bfloat16
+    assert raised_to(model.core) is None
 
 
 class Int8Linear(torch.nn.Module):

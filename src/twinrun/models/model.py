@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from twinrun.errors import ConfigError
 from twinrun.models.layout import Layout, find_layout
 from twinrun.models.memory import free_bytes
-from twinrun.models.raised import raised, raised_part, refuse_packed
+from twinrun.models.raised import raised, raised_part, raised_to, refuse_packed
 from twinrun.models.tail import text_config
 from twinrun.numerics.precision import dtype_name, one_up
 
@@ -77,7 +77,10 @@ class Model:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision of the floating-point weights (the most frequent one by count of tensors)."""
+        """Precision that the model runs in: that of most floating-point tensors, or what a block of `raised` set."""
+        up = raised_to(self.core)
+        if up is not None:
+            return up
         kinds = [p.dtype for p in self.core.parameters() if p.is_floating_point()]
         kinds = kinds or [torch.float32]
         return max(dict.fromkeys(kinds), key=kinds.count)
@@ -196,9 +199,9 @@ class Model:
     def raised(self) -> Iterator[torch.dtype]:
         """Run this model one precision up inside the block; yields that precision. See `twinrun.models.raised`.
 
-        As many layers as fit into two thirds of free memory are cast once, the others around each forward.
+        As many layers as fit into two thirds of free memory are cast once, the others slice by slice in each forward.
         """
-        with self.cast(one_up(self.dtype)) as dtype:
+        with self.cast(raised_to(self.core) or one_up(self.dtype)) as dtype:
             yield dtype
 
     @contextmanager
@@ -211,7 +214,7 @@ class Model:
     def can_raise(self) -> str | None:
         """Return None if this model can be run one precision up, else the reason why not."""
         try:
-            one_up(self.dtype)
+            raised_to(self.core) or one_up(self.dtype)
             refuse_packed(self.core)
         except Exception as error:  # both are typed refusals; the text is the reason
             return str(error)

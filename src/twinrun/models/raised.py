@@ -1,9 +1,10 @@
 """Run a model one precision up without a second copy of its weights, and put every bit back afterwards.
 
-Each unit (a decoder layer, an embedding, a norm, the head) is cast up when its forward starts and gets its
-own tensors back when it ends, so the extra memory is one unit. Units that fit into `budget_bytes` stay up for
-the whole block instead, which saves their casts: many short forwards are dear otherwise. The originals are never
-written to, so the model is bit-identical afterwards, also when the block raises.
+Each unit (a decoder layer, an embedding, a norm, the head) that fits into `budget_bytes` is cast up once for the whole
+block. Beyond the budget the weights of linear layers stay as they are and are cast in slices that fit into a core's
+cache while they are multiplied (`linear_up.py`); whatever else a unit owns is cast up when its forward starts and put
+back when it ends. The originals are never written to, so the model is bit-identical afterwards, also when the block
+raises.
 
 Inside the block, code that asks for float32 by name (norms, softmax, rotary tables) gets the raised
 precision too: otherwise a float64 oracle would round to float32 in every norm.
@@ -11,15 +12,19 @@ precision too: otherwise a float64 oracle would round to float32 in every norm.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from twinrun.errors import UnsupportedModelError
+from twinrun.models.linear_up import Up
+
+_UP: WeakKeyDictionary[nn.Module, torch.dtype | None] = WeakKeyDictionary()
+"""Modules inside a block of `raised`, whoever opened it: two runners of one model share one raised copy."""
 
 
 class _Unit:
@@ -28,6 +33,7 @@ class _Unit:
     def __init__(self, modules: Iterable[nn.Module], dtype: torch.dtype) -> None:
         self.modules = list(modules)
         self.dtype = dtype
+        self.left: frozenset[int] = frozenset()
         self.depth = 0
         self.kept: list[tuple[dict[str, Any], str, Any]] = []
 
@@ -35,6 +41,11 @@ class _Unit:
         tensors = (t for m in self.modules for store in (m._parameters, m._buffers) for t in store.values())
         floats = {id(t): t.numel() for t in tensors if t is not None and t.is_floating_point()}
         return sum(floats.values()) * self.dtype.itemsize
+
+    def leave_linear_weights(self) -> None:
+        """Never cast up the weights of linear layers: `Up` multiplies with them as they are."""
+        weights = [m.weight for m in self.modules if type(m) is nn.Linear]
+        self.left = frozenset(id(w) for w in weights if w.dtype.itemsize < self.dtype.itemsize)
 
     def up(self) -> None:
         self.depth += 1
@@ -48,7 +59,11 @@ class _Unit:
                         store is module._buffers and tensor.dtype.itemsize > self.dtype.itemsize
                     ):
                         continue  # a rotary table stays as fine as it is when weights are cast down
-                    if not tensor.is_floating_point() or tensor.dtype == self.dtype:
+                    if (
+                        not tensor.is_floating_point()
+                        or tensor.dtype == self.dtype
+                        or id(tensor) in self.left
+                    ):
                         continue
                     self.kept.append((store, name, tensor))
                     if id(tensor) not in raised:
@@ -68,23 +83,6 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return nn.Parameter(up, requires_grad=False) if isinstance(tensor, nn.Parameter) else up
 
 
-class _Float32Means(TorchFunctionMode):
-    """Inside, every request for float32 by name is served in float64."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        if func is torch.Tensor.float:
-            return args[0].double()
-        if any(a is torch.float32 for a in args):
-            args = tuple(torch.float64 if a is torch.float32 else a for a in args)
-        if not kwargs:
-            return func(*args)
-        if any(v is torch.float32 for v in kwargs.values()):
-            kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in kwargs.items()}
-        return func(*args, **kwargs)
-
-
 @contextmanager
 def raised(
     module: nn.Module, layers: Iterable[nn.Module], dtype: torch.dtype, *, budget_bytes: float = 0
@@ -97,14 +95,19 @@ def raised(
             own.
         dtype: a precision above the model's.
         budget_bytes: memory for raised copies; the first units that fit are cast once for the whole block, the
-            others around each of their own forwards.
+            others slice by slice in each of their own forwards.
 
     Raises:
         UnsupportedModelError: the weights are stored in a packed or integer format that has no higher
             precision here.
 
-    Cost: one cast of a unit a block, or a forward beyond the budget; the budget and one unit of memory.
+    A block inside another of the same module and precision does nothing.
+
+    Cost: one cast of a unit a block, or a forward beyond the budget; the budget, and a megabyte.
     """
+    if _UP.get(module) == dtype:
+        yield
+        return
     refuse_packed(module)
     layers = list(layers)
     inside = {id(part) for layer in layers for part in layer.modules()}
@@ -123,22 +126,32 @@ def raised(
                 unit.up()
                 undo.callback(unit.down)
             else:
+                unit.leave_linear_weights()
                 undo.callback(part.register_forward_pre_hook(lambda *_, u=unit: u.up()).remove)
                 undo.callback(
                     part.register_forward_hook(lambda *_, u=unit: u.down(), always_call=True).remove
                 )
-        if dtype == torch.float64:
-            undo.enter_context(_Float32Means())
+        if dtype == torch.float64 or budget_bytes < 0:
+            undo.enter_context(Up(dtype))
+        undo.callback(_UP.__setitem__, module, _UP.get(module))
+        _UP[module] = dtype
         yield
+
+
+def raised_to(module: nn.Module) -> torch.dtype | None:
+    """Precision that `module` is being run in inside a block of `raised`, or None outside."""
+    return _UP.get(module)
 
 
 @contextmanager
 def raised_part(part: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Cast the tensors of one module and its children to `dtype` inside the block."""
+    """Run one module and its children in `dtype` inside the block; weights of linear layers are cast in slices."""
     unit = _Unit(part.modules(), dtype)
+    unit.leave_linear_weights()
     unit.up()
     try:
-        yield
+        with Up(dtype):
+            yield
     finally:
         unit.down()
 

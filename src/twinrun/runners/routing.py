@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -56,11 +56,14 @@ class RouteRecorder:
         ends = range(length - num_scored + 1, length + 1)
         return Routes(experts=[ids[:, :end] for end in ends], logits=[logits[:, :end] for end in ends])
 
-    def of_forwards(self) -> Routes | None:
-        """Routes of forwards on one row that each start afresh: one entry a forward."""
+    def of_prefixes(self, ends: Sequence[int]) -> Routes | None:
+        """Routes of forwards on one row that each start afresh: for a prefix those of the shortest one over it."""
         if not self.forwards:
             return None
+        found = [
+            min((f for f in self.forwards if f[0].shape[2] >= e), key=lambda f: f[0].shape[2]) for e in ends
+        ]
         return Routes(
-            experts=[f[0][:, 0].cpu() for f in self.forwards],
-            logits=[f[1][:, 0].cpu() for f in self.forwards],
+            experts=[f[0][:, 0, :e].cpu() for f, e in zip(found, ends, strict=True)],
+            logits=[f[1][:, 0, :e].cpu() for f, e in zip(found, ends, strict=True)],
         )

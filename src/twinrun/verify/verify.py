@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -66,7 +66,8 @@ def verify(
     mean square, a floor of a few ulp, and the sweep, without which half of all small bugs hide below
     bfloat16 noise.
 
-    Cost: each side runs twice, once in its own precision and once one up; memory for one case's hidden
+    Cost: each side runs twice, once in its own precision and once one up (of the recomputing reference half of the
+        forwards, and one cast of the weights where both sides share them); memory for one case's hidden
         states four times. An explanation adds three or four passes over one case.
 
     Example:
@@ -92,12 +93,15 @@ def verify(
         ref = _timed(evidence, "reference", reference, case)
         tick(1, "candidate")
         cand = _timed(evidence, "candidate", candidate, case)
-        tick(2, "reference, one precision up")
-        oracle = _timed(evidence, "oracle", reference, case, raised=True)
-        up = None
-        if evidence.why_no_sweep is None:
-            tick(3, "candidate, one precision up")
-            up = _raised_scores(evidence, candidate, case)
+        with ExitStack() as up_block:
+            tick(2, "reference, one precision up")
+            oracle = _timed(evidence, "oracle", reference, case, up_block)
+            if not _one_module(reference, candidate):
+                up_block.close()
+            up = None
+            if evidence.why_no_sweep is None:
+                tick(3, "candidate, one precision up")
+                up = _raised_scores(evidence, candidate, case)
         evidence.add(case, ref, cand, oracle, up)
     if on_progress is not None:
         on_progress(len(cases) * passes, len(cases) * passes, "done")
@@ -145,11 +149,19 @@ def _ticker(on_progress: Progress | None, base: int, total: int, label: str) -> 
     return tick
 
 
-def _timed(evidence: Evidence, who: str, side: Any, case: Case, *, raised: bool = False) -> list[Scores]:
-    """Score a case and take the time, casting weights up included."""
+def _one_module(reference: Any, candidate: Any) -> bool:
+    """Whether both sides run the same weights, which are then cast up once for the two of them."""
+    return getattr(reference, "module", None) is getattr(candidate, "module", reference)
+
+
+def _timed(
+    evidence: Evidence, who: str, side: Any, case: Case, up_block: ExitStack | None = None
+) -> list[Scores]:
+    """Score a case and take the time; with `up_block`, one precision up until that closes, the casts counted."""
     began = time.perf_counter()
-    with side.raised() if raised else nullcontext():
-        scores = score_case(side, case)
+    if up_block is not None:
+        up_block.enter_context(side.raised())
+    scores = score_case(side, case)
     evidence.seconds[who] += time.perf_counter() - began
     evidence.paths[who] = scores[0].path
     return scores
@@ -168,7 +180,8 @@ def score_case(side: Any, case: Case) -> list[Scores]:
 def _raised_scores(evidence: Evidence, candidate: Any, case: Case) -> list[Scores] | None:
     """Score the candidate one precision up; a side that cannot after all says why and loses only this witness."""
     try:
-        return _timed(evidence, "candidate_up", candidate, case, raised=True)
+        with ExitStack() as up_block:
+            return _timed(evidence, "candidate_up", candidate, case, up_block)
     except (RuntimeError, TypeError, NotImplementedError) as error:
         evidence.why_no_sweep = f"the candidate failed one precision up: {' '.join(str(error).split())[:160]}"
         return None
