@@ -1,9 +1,9 @@
 """What a verdict costs: time of each side with its pass one precision up, over its own pass alone.
 
 Bar: each side needs at most three forwards' time in all. "streamed" is the same with no room for a raised copy of the
-weights: layers are cast up one at a time, and put back, for every forward.
+weights: they are cast in slices during every forward. A candidate on the weights of the reference shares its copy.
 
-  python benchmarks/verify_cost.py                       a minute or two
+  python benchmarks/verify_cost.py                       two or three minutes
   python benchmarks/verify_cost.py --quick --out x.json  a smoke test, seconds
 """
 
@@ -73,13 +73,16 @@ def measure(config: Config) -> dict[str, Any]:
         say(f"round {number} of {config.repeats}")
         for dtype, model in models.items():
             for way, free in (("raised copy", None), ("streamed", 0)):
-                found = judged(model, case, free)
-                verdicts[f"{dtype}, {way}"] = found.to_json()
-                if number:  # round 0 warms up
-                    for side, up in (("reference", "oracle"), ("candidate", "candidate_up")):
-                        key = f"{dtype}, {way}, {side}"
+                for candidate in (tr.KVCache(model), tr.SinglePass(model)):
+                    found = judged(candidate, case, free)
+                    verdicts[f"{dtype}, {way}, {candidate.name}"] = found.to_json()
+                    sides = {candidate.name: "candidate"}
+                    if candidate.kind == "kv-cache":
+                        sides["recompute"] = "reference"
+                    for name, side in sides.items() if number else ():  # round 0 warms up
                         once = found.seconds[side]
-                        seconds.setdefault(key, []).append((once, once + found.seconds[up]))
+                        up = found.seconds["oracle" if side == "reference" else "candidate_up"]
+                        seconds.setdefault(f"{dtype}, {way}, {name}", []).append((once, once + up))
     arms = {f"{key}, own pass": Timing.of([a for a, _ in found]) for key, found in seconds.items()}
     both = {f"{key}, both passes": Timing.of([b for _, b in found]) for key, found in seconds.items()}
     ratios = {key: ratio(both[f"{key}, both passes"], arms[f"{key}, own pass"]) for key in seconds}
@@ -92,9 +95,9 @@ def measure(config: Config) -> dict[str, Any]:
     }
 
 
-def judged(model: tr.Model, case: tr.Case, free: int | None) -> tr.Verdict:
-    """Take one verdict of a cached candidate; with `free=0` no raised copy is made."""
-    sides = tr.Recompute(model), tr.KVCache(model)
+def judged(candidate: tr.KVCache | tr.SinglePass, case: tr.Case, free: int | None) -> tr.Verdict:
+    """Take one verdict against recomputing; with `free=0` no raised copy is made."""
+    sides = tr.Recompute(candidate.model), candidate
     if free is None:
         return tr.verify(*sides, [case])
     with mock.patch.object(model_module, "free_bytes", return_value=free):

@@ -89,24 +89,31 @@ def verify(
     evidence.awaited = {case.same_before[0] for case in cases if case.same_before}
     for number, case in enumerate(cases):
         tick = _ticker(on_progress, number * passes, len(cases) * passes, case.label)
-        tick(0, "reference")
-        ref = _timed(evidence, "reference", reference, case)
-        tick(1, "candidate")
-        cand = _timed(evidence, "candidate", candidate, case)
-        with ExitStack() as up_block:
-            tick(2, "reference, one precision up")
-            oracle = _timed(evidence, "oracle", reference, case, up_block)
-            if not _one_module(reference, candidate):
-                up_block.close()
-            up = None
-            if evidence.why_no_sweep is None:
-                tick(3, "candidate, one precision up")
-                up = _raised_scores(evidence, candidate, case)
-        evidence.add(case, ref, cand, oracle, up)
+        _run_case(evidence, reference, candidate, case, tick)
     if on_progress is not None:
         on_progress(len(cases) * passes, len(cases) * passes, "done")
     verdict = judge(evidence, reference, candidate, allowed, low, one_up(low))
     return _explained(verdict, cases, reference, candidate) if explain and not verdict.passed else verdict
+
+
+def _run_case(
+    evidence: Evidence, reference: Any, candidate: Any, case: Case, tick: Callable[[int, str], None]
+) -> None:
+    """Score one case on both sides, low and one precision up, and add it to the evidence."""
+    tick(0, "reference")
+    ref = _timed(evidence, "reference", reference, case)
+    tick(1, "candidate")
+    cand = _timed(evidence, "candidate", candidate, case)
+    with ExitStack() as up_block:
+        tick(2, "reference, one precision up")
+        oracle = _timed(evidence, "oracle", reference, case, up_block)
+        if not _one_module(reference, candidate):
+            up_block.close()
+        up = None
+        if evidence.why_no_sweep is None:
+            tick(3, "candidate, one precision up")
+            up = _raised_scores(evidence, candidate, case)
+    evidence.add(case, ref, cand, oracle, up)
 
 
 def _explained(verdict: Verdict, cases: list[Case], reference: Any, candidate: Any) -> Verdict:
