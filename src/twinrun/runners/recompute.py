@@ -14,8 +14,8 @@ from twinrun.runners.forward import Reader, TailMismatch, forward, reading
 from twinrun.runners.runner import ModelRunner
 
 SAME_EPS = 64
-"""A row of two forwards of unequal length is the same row if it differs by at most so many roundoffs of its norm. Measured
-over 70 tokens: at most 5.5 in 28 families and 6.4 in the trained expert; 3e6 and more where LongRoPE switches its table."""
+"""A row of two forwards of unequal length is the same row if it differs by at most so many roundoffs of its norm.
+Over 70 tokens: at most 5.5 in 28 families, 6.4 in the trained expert; 3e6 and more where LongRoPE switches."""
 
 
 class Recompute(ModelRunner):
