@@ -9,19 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, StaticCache
 
-from twinrun.errors import ConfigError, UnsupportedModelError, near_names
+from twinrun.errors import UnsupportedModelError
 from twinrun.models.model import Model
 from twinrun.records.scores import Scores
+from twinrun.runners.caches import NoOptions, cache_kind
 from twinrun.runners.forward import Padded, Reader, TailMismatch, cache_lengths, forward, reading
 from twinrun.runners.runner import ModelRunner
-
-CACHES: dict[str, Callable[[Any, int], Any]] = {
-    "dynamic": lambda config, _length: DynamicCache(config=config),
-    "static": lambda config, length: StaticCache(config=config, max_cache_len=length),
-}
-"""Factories by name: (text config, tokens to hold) -> a transformers cache."""
 
 
 class KVCache(ModelRunner):
@@ -47,11 +41,8 @@ class KVCache(ModelRunner):
     def __init__(self, model: Model, cache: str = "dynamic") -> None:
         """Choose the cache kind."""
         super().__init__(model)
-        if cache not in CACHES:
-            raise ConfigError(
-                f"no cache kind {cache!r}; choose from {', '.join(CACHES)}.{near_names(cache, CACHES)}"
-            )
         self.cache = cache
+        self._kind = cache_kind(cache)
 
     @property
     def name(self) -> str:
@@ -60,7 +51,7 @@ class KVCache(ModelRunner):
 
     def new_cache(self, length: int) -> Any:
         """Return an empty cache for `length` tokens a row."""
-        return CACHES[self.cache](self.model.config, length)
+        return self._kind.build(self.model, length, NoOptions())
 
     def refusal(self, error: RuntimeError) -> Exception:
         """Say that this model's code cannot work with this kind of cache; memory errors stay what they are."""
