@@ -38,6 +38,7 @@ class CachedForward:
         )
         positions = batch.positions[:, self.reused :]
         self._lengths = batch.positions[:, -1:] + 1
+        self._is_whole = True
         try:
             self.features = self._forward(batch.ids[:, self.reused :], positions)[:, -1].clone()
         except RuntimeError as error:
@@ -48,7 +49,14 @@ class CachedForward:
         placed = positions if mask is not None else None
         if isinstance(self.cache, RollingCache):
             mask, placed = self.cache.handed(mask, positions, ids.shape[1])
-        return self._read(ids, mask=mask, positions=placed, cache=self.cache)
+        self._is_whole, was_whole = False, self._is_whole
+        if not was_whole:
+            raise ConfigError(
+                "an earlier forward of this run failed and left half of it in the cache; start again"
+            )
+        out = self._read(ids, mask=mask, positions=placed, cache=self.cache)
+        self._is_whole = True
+        return out
 
     def advance(self, tokens: list[int]) -> None:
         """One forward of one token a row, at each row's own next position."""
