@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from twinrun.models.model import Model
 from twinrun.records.scores import Scores
 from twinrun.runners.forward import Reader, TailMismatch, forward, reading
 from twinrun.runners.runner import ModelRunner
+from twinrun.runners.window import Window, causal
 
 SAME_EPS = 64
 """A row of two forwards of unequal length is the same row if it differs by at most so many roundoffs of its norm.
@@ -27,7 +30,19 @@ class Recompute(ModelRunner):
     One precision up, where it serves as the oracle, every second forward is left out if that can be proved
     harmless: see `_every_second`.
 
-    Cost: `len(row) - start + 1` forwards a row, quadratic in the length; about half of them one precision up.
+    Args:
+        model: what `twinrun.load` returns.
+        window: None for the whole prefix. With a number of tokens, what "the last `window` tokens" means follows from
+            the model's positions. Learned: a fresh forward over these tokens alone, at positions 0 to `window` - 1
+            ("sliding recompute"). Rotary: a forward over the whole prefix whose mask lets every query see that many
+            tokens, positions counting on. Either way a text may be longer than the model's context.
+
+    Raises:
+        ConfigError: a window outside its range.
+        UnsupportedModelError: a model whose positions or layers allow no window.
+
+    Cost: `len(row) - start + 1` forwards a row, quadratic in the length; about half of them one precision up;
+        a mask of length x length booleans where the window needs one.
 
     Example:
         >>> m = load("builtin:amateur")
@@ -38,15 +53,44 @@ class Recompute(ModelRunner):
     kind = "recompute"
     _may_leave_out = False
 
+    def __init__(self, model: Model, window: int | None = None) -> None:
+        """Choose the whole prefix, or a window of it."""
+        super().__init__(model)
+        self.window = None if window is None else Window.of(model, window, who="Recompute")
+
     @contextmanager
     def raised(self) -> Iterator[torch.dtype]:
         """Inside the block this runner runs its model one precision up, with half of the forwards."""
         with super().raised() as dtype:
-            before, self._may_leave_out = self._may_leave_out, True
+            before, self._may_leave_out = self._may_leave_out, self._sees_prefixes
             try:
                 yield dtype
             finally:
                 self._may_leave_out = before
+
+    @property
+    def name(self) -> str:
+        """How records call this runner."""
+        return self.kind if self.window is None else f"{self.kind}(window={self.window.tokens})"
+
+    @property
+    def max_context(self) -> int | None:
+        """Longest text; with a window there may be no limit."""
+        return self.model.max_context if self.window is None else self.window.max_context
+
+    @property
+    def _sees_prefixes(self) -> bool:
+        """Whether a forward starts at the text's first token; a sliding recompute starts where its window does."""
+        return self.window is None or self.window.positions.kind != "learned"
+
+    def handed(self, prefix: list[int]) -> tuple[Tensor, Any]:
+        """Return the ids `[1, tokens]` of one forward for the end of `prefix`, and its mask (None: the model's own)."""
+        window, mask = self.window, None
+        if window is not None and not self._sees_prefixes:
+            prefix = prefix[-(window.tokens or 0) :]
+        elif window is not None and len(prefix) > window.smallest:
+            mask = causal(len(prefix), window)
+        return torch.tensor([prefix], device=self.model.device), mask
 
     def _score(self, rows: list[list[int]], starts: list[int]) -> list[Scores]:
         return [self._score_row(row, start, stream=True) for row, start in zip(rows, starts, strict=True)]
@@ -61,7 +105,7 @@ class Recompute(ModelRunner):
                         [self._rows(read, row[:end], 1) for end in range(start, len(row) + 1)]
                     )
                 read.check()
-                routes = read.routes.of_prefixes(range(start, len(row) + 1))
+                routes = read.routes.of_prefixes(range(start, len(row) + 1)) if self._sees_prefixes else None
                 return read.scores(row, start, features, time.perf_counter() - began, routes)
         except TailMismatch:
             return self._score_row(row, start, stream=False)
@@ -86,7 +130,8 @@ class Recompute(ModelRunner):
 
     def _rows(self, read: Reader, prefix: list[int], count: int) -> Tensor:
         """Features `[count, width]` of the last positions. Cloned: a view would keep the whole forward alive."""
-        return read(torch.tensor([prefix], device=self.model.device))[0, -count:].clone()
+        ids, mask = self.handed(prefix)
+        return read(ids, mask=mask)[0, -count:].clone()
 
     def start(self, rows: list[list[int]], new_tokens: int) -> RecomputeDecoding:
         """Begin a free run."""
@@ -109,9 +154,8 @@ class RecomputeDecoding:
     def logits(self) -> Tensor:
         """One forward a row."""
         model = self._runner.model
-        return torch.cat(
-            [forward(model, torch.tensor([row], device=model.device))[:, -1] for row in self._rows]
-        )
+        pairs = [self._runner.handed(row) for row in self._rows]
+        return torch.cat([forward(model, ids, mask=mask)[:, -1] for ids, mask in pairs])
 
     def commit(self, tokens: list[int]) -> None:
         """Append to every row."""

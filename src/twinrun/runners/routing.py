@@ -37,6 +37,17 @@ class RouteRecorder:
         logits = next(t for t in output if t.is_floating_point())
         self._now.append((ids.reshape(-1, ids.shape[-1]), logits.reshape(-1, logits.shape[-1]).float()))
 
+    @property
+    def is_on(self) -> bool:
+        """Whether there is anything to record."""
+        return self._num_routers > 0
+
+    def take_over(self, other: RouteRecorder, count: int) -> None:
+        """Begin with the routes of the first `count` tokens of another recording."""
+        if other.forwards:
+            ids, logits = (torch.cat([f[i] for f in other.forwards], dim=2)[:, :, :count] for i in (0, 1))
+            self.forwards.insert(0, (ids, logits))
+
     def end_forward(self, shape: torch.Size) -> None:
         """Close one forward on `[rows, tokens]`: stack its routers to `[layers, rows, tokens, k]`."""
         if len(self._now) == self._num_routers and self._num_routers:
