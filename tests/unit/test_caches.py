@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -68,9 +69,10 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
     from twinrun.runners import quantized
 
     monkeypatch.setattr(quantized, "find_spec", lambda name: None)
-    for backend in PACKAGES:
-        with pytest.raises(MissingBackendError, match=r"pip install 'twinrun\[quantized\]', or bits=8"):
+    for backend, (package, install) in PACKAGES.items():
+        with pytest.raises(MissingBackendError, match=rf"needs {package}.*pip install {re.escape(install)}"):
             tr.KVCache(make("llama"), "quantized", bits=4, backend=backend)
+    assert PACKAGES["quanto"][1] == "'twinrun[quantized]'"
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ class Recompute(ModelRunner):
     def raised(self) -> Iterator[torch.dtype]:
         """Inside the block this runner runs its model one precision up, with half of the forwards."""
         with super().raised() as dtype:
-            before, self._may_leave_out = self._may_leave_out, self._sees_prefixes
+            before, self._may_leave_out = self._may_leave_out, not self.slides
             try:
                 yield dtype
             finally:
@@ -79,14 +79,14 @@ class Recompute(ModelRunner):
         return self.model.max_context if self.window is None else self.window.max_context
 
     @property
-    def _sees_prefixes(self) -> bool:
-        """Whether a forward starts at the text's first token; a sliding recompute starts where its window does."""
-        return self.window is None or self.window.positions.kind != "learned"
+    def slides(self) -> bool:
+        """Whether forwards are fed the end of a text alone; `blame` then finds where they stand."""
+        return self.window is not None and self.window.positions.kind == "learned"
 
     def handed(self, prefix: list[int]) -> tuple[Tensor, Any]:
         """Return the ids `[1, tokens]` of one forward for the end of `prefix`, and its mask (None: the model's own)."""
         window, mask = self.window, None
-        if window is not None and not self._sees_prefixes:
+        if window is not None and self.slides:
             prefix = prefix[-(window.tokens or 0) :]
         elif window is not None and len(prefix) > window.smallest:
             mask = causal(len(prefix), window)
@@ -105,7 +105,7 @@ class Recompute(ModelRunner):
                         [self._rows(read, row[:end], 1) for end in range(start, len(row) + 1)]
                     )
                 read.check()
-                routes = read.routes.of_prefixes(range(start, len(row) + 1)) if self._sees_prefixes else None
+                routes = None if self.slides else read.routes.of_prefixes(range(start, len(row) + 1))
                 return read.scores(row, start, features, time.perf_counter() - began, routes)
         except TailMismatch:
             return self._score_row(row, start, stream=False)
