@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,8 +13,11 @@ from transformers import DynamicCache, StaticCache
 from twinrun.errors import ConfigError, UnsupportedModelError, near_names
 from twinrun.models.model import Model
 from twinrun.records.scores import Scores
-from twinrun.runners.forward import Padded, Reader, TailMismatch, cache_lengths, forward, reading
+from twinrun.runners.forward import Padded, Reader, TailMismatch, reading
 from twinrun.runners.runner import ModelRunner
+
+if TYPE_CHECKING:
+    from twinrun.runners.decoding import CachedDecoding
 
 CACHES: dict[str, Callable[[Any, int], Any]] = {
     "dynamic": lambda config, _length: DynamicCache(config=config),
@@ -105,6 +107,8 @@ class KVCache(ModelRunner):
 
     def start(self, rows: list[list[int]], new_tokens: int) -> CachedDecoding:
         """Begin a free run."""
+        from twinrun.runners.decoding import CachedDecoding
+
         return CachedDecoding(self, rows, new_tokens)
 
 
@@ -150,31 +154,3 @@ def _routes_of(read: Reader, row: int, length: int, count: int, num_steps: int) 
     found = routes.of_row(row, length, count)
     routes.forwards = whole
     return found
-
-
-class CachedDecoding:
-    """A free run with a cache."""
-
-    def __init__(self, runner: KVCache, rows: list[list[int]], new_tokens: int) -> None:
-        """Nothing runs before the first call of `logits`."""
-        self._runner, self._rows, self._new_tokens = runner, rows, new_tokens
-        self._state: CachedForward | None = None
-        self._pending: list[int] = []
-
-    def logits(self) -> Tensor:
-        """The prompt's forward the first time, one of one token a row later."""
-        if self._state is None:
-            last_logits = partial(forward, self._runner.model)
-            self._state = CachedForward(self._runner, last_logits, self._rows, self._new_tokens)
-        elif self._pending:
-            self._state.advance(self._pending)
-            self._pending = []
-        return self._state.features
-
-    def commit(self, tokens: list[int]) -> None:
-        """Feed these at the next call of `logits`."""
-        self._pending = tokens
-
-    def cache_lengths(self) -> tuple[int, ...]:
-        """Cached positions a layer."""
-        return cache_lengths(self._state.cache) if self._state is not None else ()
