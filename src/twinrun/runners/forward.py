@@ -127,6 +127,21 @@ class Reader:
             self.check()
         return hidden
 
+    def took(self, outs: list[Tensor], shape: torch.Size) -> Tensor:
+        """Take one forward that ran elsewhere: logits `[rows, 1, vocab]`, hidden states if streamed, routers' outputs."""
+        logits, rest = outs[0], outs[1:]
+        if self._caught is None:
+            self.routes.put(rest)
+            self.routes.end_forward(shape)
+            return logits
+        self._caught.clear()
+        self.routes.put(rest[1:])
+        self.routes.end_forward(shape)
+        is_first, self._newest = self._newest is None, (rest[0], logits)
+        if is_first:
+            self.check()
+        return rest[0]
+
     def check(self) -> None:
         """Hold the newest forward's last row against head(hidden); raise `TailMismatch` unless equal bit for bit."""
         if self._newest is not None:
@@ -167,7 +182,7 @@ def reading(model: Model, *, stream: bool = True) -> Iterator[Reader]:
     with ExitStack() as undo:
         if stream and not model.is_compiled and model.layout.streams:
             caught = []
-            undo.callback(model.layout.body.register_forward_hook(_catch(caught)).remove)
+            undo.callback(model.layout.body.register_forward_hook(catch_output(caught)).remove)
         yield Reader(model, caught, undo.enter_context(RouteRecorder.on(model)))
 
 
@@ -176,7 +191,9 @@ def cache_lengths(cache: Any) -> tuple[int, ...]:
     return () if cache is None else tuple(int(layer.get_seq_length()) for layer in cache.layers)
 
 
-def _catch(into: list[Tensor]) -> Any:
+def catch_output(into: list[Tensor]) -> Any:
+    """Return a forward hook that puts a module's output, or the first of several, into a list."""
+
     def hook(_module: nn.Module, _args: Any, output: Any) -> None:
         into.append(output if isinstance(output, Tensor) else output[0])
 
