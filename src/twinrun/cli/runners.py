@@ -17,11 +17,12 @@ def register(app: typer.Typer) -> None:
 
         from twinrun.runners.registry import RUNNERS
 
-        table = Table("name", "exact", "what it does", box=None)
+        table = Table("name", "exact", "what it does", "limits", box=None)
         for name, kind in RUNNERS.items():
-            table.add_row(name, "yes" if kind.exact else "lossy", kind.summary)
+            table.add_row(name, "yes" if kind.exact else "lossy", kind.summary, kind.limits)
         console(as_json).print(table)
         rows = [
-            {"name": name, "exact": kind.exact, "summary": kind.summary} for name, kind in RUNNERS.items()
+            {"name": name, "exact": kind.exact, "summary": kind.summary, "limits": kind.limits}
+            for name, kind in RUNNERS.items()
         ]
         emit({"runners": rows}, as_json)

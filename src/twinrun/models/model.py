@@ -45,6 +45,9 @@ class Model:
         self.tokenizer = tokenizer
         self.name = name or type(model).__name__
         self.choices = choices or {}
+        self.cast_number = 0
+        """Number of the `cast` that is on, counted over this model's life; 0 outside."""
+        self._casts = 0
 
     def __repr__(self) -> str:
         """Show name, class, size and precision."""
@@ -139,6 +142,10 @@ class Model:
         Raises:
             ConfigError: empty prompt, text without a tokenizer, an id outside the vocabulary, or too long.
         """
+        return self.encode_within(prompt, self.max_context, new_tokens=new_tokens)
+
+    def encode_within(self, prompt: Prompt, limit: int | None, *, new_tokens: int = 0) -> list[int]:
+        """Return the token ids of a prompt as `encode` does, with another limit than the context; None is none."""
         if isinstance(prompt, str):
             if self.tokenizer is None:
                 raise ConfigError(
@@ -156,7 +163,6 @@ class Model:
             raise ConfigError(
                 f"token id {wrong[0]} is outside the vocabulary of {self.name}; ids run from 0 to {vocab - 1}"
             )
-        limit = self.max_context
         if limit is not None and len(ids) + new_tokens > limit:
             extra = f" and {new_tokens} new ones" if new_tokens else ""
             raise ConfigError(
@@ -205,8 +211,13 @@ class Model:
     def cast(self, dtype: torch.dtype) -> Iterator[torch.dtype]:
         """Run this model with its weights in another precision inside the block; yields that precision."""
         budget = math.inf if self.is_compiled else free_bytes(self.device) * 2 / 3
+        outer, self._casts = self.cast_number, self._casts + 1
         with raised(self.core, self.layout.layers, dtype, budget_bytes=budget):
-            yield dtype
+            self.cast_number = self._casts
+            try:
+                yield dtype
+            finally:
+                self.cast_number = outer
 
     def can_raise(self) -> str | None:
         """Return None if this model can be run one precision up, else the reason why not."""

@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
-from transformers import Cache, CacheLayerMixin
+from transformers import Cache, CacheLayerMixin  # type: ignore[attr-defined]  # its stub leaves the second out
 
 from twinrun.errors import UnsupportedModelError
 from twinrun.models.model import Model
@@ -29,7 +29,7 @@ from twinrun.runners.forward import catch_output
 from twinrun.runners.routing import RouteRecorder
 
 Numbers = tuple[int, ...]
-"""Of one step: tokens seen before it, then for each kind of layer slot to write, slots filled after it, slots in all."""
+"""Of one step: tokens seen before it, then a kind of layer: slot to write, slots filled after it, slots in all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +60,8 @@ class Plan:
 class Captured:
     """A graph of one step. Inputs: ids, positions, mask or None, the numbers, then keys and values of each layer.
 
-    Outputs: logits `[rows, 1, vocab]`, then hidden states `[rows, 1, width]` where the model streams, then for each router
-    what it returned.
+    Outputs: logits `[rows, 1, vocab]`, then hidden states `[rows, 1, width]` where the model streams, then what each
+    router returned.
     """
 
     plan: Plan
@@ -70,7 +70,7 @@ class Captured:
     has_hidden: bool
 
 
-class _TracedLayer(CacheLayerMixin):
+class _TracedLayer(CacheLayerMixin):  # type: ignore[misc]
     """One layer of the cache while a step is captured: numbers are symbols, tensors are fake."""
 
     def __init__(self, keys: Tensor, values: Tensor, seen: Any, slot: Any, filled: Any) -> None:
@@ -156,7 +156,7 @@ def _step(model: Model, plan: Plan) -> Callable[..., list[Tensor]]:
     def step(ids: Tensor, positions: Tensor, mask: Tensor | None, *rest: Any) -> list[Tensor]:
         seen, numbers, buffers = rest[0], rest[1:count], rest[count:]
         pairs = itertools.batched(buffers, 2) if hasattr(itertools, "batched") else _pairs(buffers)
-        layers = [
+        layers: list[Any] = [
             _TracedLayer(keys, values, seen, *numbers[3 * kind : 3 * kind + 2])
             for kind, (keys, values) in zip(plan.kinds, pairs, strict=True)
         ]
@@ -195,13 +195,15 @@ def _outputs(model: Model, kwargs: dict[str, Any]) -> list[Tensor]:
 
 def _conditions(env: ShapeEnv, symbols: Sequence[Any]) -> Callable[..., bool]:
     """Return a function of the numbers of a step: whether the forward would have taken the same branches."""
-    names = [str(symbol.node.expr) for symbol in symbols]
+    names = [str(symbol.node._expr) for symbol in symbols]  # not .expr, in which equal symbols are merged
     known = set(names)
     texts = []
     for guard in env.guards:
         free = {str(s) for s in guard.expr.free_symbols}
         if not free <= known:
-            raise UnsupportedModelError(f"the graph depends on {guard.expr}, which is not known before a step")
+            raise UnsupportedModelError(
+                f"the graph depends on {guard.expr}, which is not known before a step"
+            )
         texts.append(_as_python(guard.expr))
     body = " and ".join(f"({text})" for text in dict.fromkeys(texts)) or "True"
     scope: dict[str, Any] = {}

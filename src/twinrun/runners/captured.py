@@ -1,8 +1,8 @@
 """Run decode steps by a captured graph instead of the model's Python, and prove in every run that it is the same.
 
-The first step of a run, and every first step of a graph, runs both ways: the model's own forward, then the graph over the
-same slot. A graph that does not give the same numbers is captured again, once; if it still does not, the model's own
-forward serves the rest of the run, and the record says why.
+The first step of a run, and every first step of a graph, runs both ways: the model's own forward, then the graph over
+the same slot. A graph that does not give the same numbers is captured again, once; if it still does not, the model's
+own forward serves the rest of the run, and the record says why.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twinrun.errors import UnsupportedModelError
 from twinrun.models.model import Model
 from twinrun.runners.capture import Captured, Numbers, Plan, capture
 from twinrun.runners.flat import Flat, flatten
@@ -24,8 +23,8 @@ from twinrun.runners.unchanged import state_of, untouched, why_not
 
 MAX_GRAPHS = 32
 """Graphs kept for one runner; a batch of another size, a mask, another precision each need one."""
-ROUNDING = 64.0
-"""Units in the last place, at the size of a row's largest logit, by which a compiled step may differ from the forward."""
+POSITIONS = 4096
+"""Length of the table of positions that unpadded steps read theirs from; it grows when a text is longer."""
 
 
 @dataclass(slots=True)
@@ -66,6 +65,7 @@ class CapturedStep:
     """
 
     name = "captured"
+    calls_directly = True
 
     def __init__(self, model: Model, read: Callable[..., Tensor], store: Store) -> None:
         self._model, self._read, self._store = model, read, store
@@ -78,24 +78,42 @@ class CapturedStep:
         self._buffers: list[Tensor] = []
         self._mask: Tensor | None = None
         self._took = getattr(read, "took", None)
+        self._cache: Any = None
+        self._sizes: list[int] = []
+        self._table = torch.arange(POSITIONS, device=model.device)[None]
         self.replayed = 0
 
     def __call__(
         self, ids: Tensor, *, mask: Tensor | None = None, positions: Tensor | None = None, cache: Any = None
     ) -> Tensor:
         """One forward; returns what `read` returns."""
-        if ids.shape[1] != 1 or self.why is not None or positions is None:
+        is_plain = mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)
+        if ids.shape[1] != 1 or self.why is not None or not is_plain:
             return self._read(ids, mask=mask, positions=positions, cache=cache)
-        if cache is not self._cache_of():
+        if cache is not self._cache:
             self._open(cache, mask)
-        numbers = self._numbers()
-        if self._step is None or self._holds is None or not self._holds(*numbers):
-            outs = self._first(ids, mask, positions, cache, numbers)
-            if outs is None:
-                return self._read(ids, mask=mask, positions=positions, cache=cache)
-        else:
-            outs = self._replay(ids, positions, numbers)
+        outs = None
+        if self.why is None:
+            numbers = self._numbers()
+            placed = self._placed(ids, numbers[0]) if positions is None else positions
+            if self._step is None or self._holds is None or not self._holds(*numbers):
+                outs = self._first(ids, mask, positions, placed, numbers)
+            else:
+                outs = self._replay(ids, placed, numbers)
+        if outs is None:
+            return self._read(ids, mask=mask, positions=positions, cache=cache)
         return outs[0] if self._took is None else self._took(outs, ids.shape)
+
+    def settings(self) -> dict[str, Any]:
+        """What a record says about the step: seconds spent before it was fast, and why it was not used, if so."""
+        found: dict[str, Any] = {"step": self.name, "steps_replayed": self.replayed}
+        found["capture_seconds"], found["compile_seconds"] = self._store.seconds, self._store.compile_seconds
+        return found if self.why is None else {**found, "step_fallback": self.why}
+
+    def _placed(self, ids: Tensor, seen: int) -> Tensor:
+        if seen >= self._table.shape[1]:
+            self._table = torch.arange(2 * seen, device=ids.device)[None]
+        return self._table[:, seen : seen + 1].expand(ids.shape[0], 1)
 
     def _replay(self, ids: Tensor, positions: Tensor, numbers: Numbers) -> list[Tensor]:
         assert self._step is not None
@@ -105,18 +123,14 @@ class CapturedStep:
         self.replayed += 1
         return outs
 
-    def _cache_of(self) -> Any:
-        return self._cache if self._layers else None
-
     def _open(self, cache: Any, mask: Tensor | None) -> None:
         """Look at the cache behind the prompt: its buffers, and whether it is of a kind that a graph can write to."""
         layers = list(cache.layers)
         self.why = _odd_cache(cache, layers)
         if self.why is not None:
             return
-        self._cache, self._layers = cache, layers
-        sizes = list(dict.fromkeys(layer.slots for layer in layers))
-        self._sizes = sizes
+        self._cache, self._layers, self._step, self._mask = cache, layers, None, None
+        self._sizes = sizes = list(dict.fromkeys(layer.slots for layer in layers))
         self._buffers = [t for layer in layers for t in (layer.keys, layer.values)]
         if mask is not None:
             self._mask = mask.new_ones(mask.shape[0], sizes[0])
@@ -131,8 +145,6 @@ class CapturedStep:
         self._plan, self._key = plan, (self._state, plan, self.name)
 
     def _numbers(self) -> Numbers:
-        if self.why is not None:
-            return ()
         seen = self._layers[0].seen
         found = [seen]
         for slots in self._sizes:
@@ -140,31 +152,30 @@ class CapturedStep:
         return tuple(found)
 
     def _first(
-        self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Any, numbers: Numbers
+        self, ids: Tensor, mask: Tensor | None, positions: Tensor | None, placed: Tensor, numbers: Numbers
     ) -> list[Tensor] | None:
-        """Find or capture a graph for these numbers and prove it on this step; None if there is none."""
-        if self.why is not None:
-            return None
-        for is_last in (False, True):
-            try:
-                self._take_graph(numbers)
-            except UnsupportedModelError as error:
-                self.why = str(error)
-                raise
-            want = forward(self._model, ids, mask=mask, positions=positions, cache=cache)
-            for layer in self._layers:
-                layer.seen -= 1
-            outs = self._replay(ids, positions, numbers)
+        """Find or capture a graph for these numbers and prove it on this step; None if there is none that is right."""
+        outs: list[Tensor] = []
+        for _attempt in range(2):
+            self._take_graph(numbers)
+            want = forward(self._model, ids, mask=mask, positions=positions, cache=self._cache)
+            self._back()
+            outs = self._timed_replay(ids, placed, numbers)
             if self.agrees(outs[0], want):
                 return outs
-            for layer in self._layers:
-                layer.seen -= 1
+            self._back()
             self._step = None
             self._store.forget(self._key)
-            if is_last:
-                gap = float((outs[0].float() - want.float()).abs().max())
-                self.why = f"the {self.name} step is off by {gap:.2g}"
+        gap = float((outs[0].float() - want.float()).abs().max())
+        self.why = f"the {self.name} step is off by {gap:.2g} in the logits"
         return None
+
+    def _back(self) -> None:
+        for layer in self._layers:
+            layer.seen -= 1
+
+    def _timed_replay(self, ids: Tensor, placed: Tensor, numbers: Numbers) -> list[Tensor]:
+        return self._replay(ids, placed, numbers)
 
     def agrees(self, got: Tensor, want: Tensor) -> bool:
         """Whether a step is the model's own forward, bit for bit."""
@@ -176,7 +187,7 @@ class CapturedStep:
             began = time.perf_counter()
             with untouched(self._model):
                 captured = capture(self._model, self._plan, numbers)
-            graph = Graph(captured, flatten(captured.graph, self._model.core))
+            graph = Graph(captured, flatten(captured.graph, self._model.core, direct=self.calls_directly))
             self._store.add(self._key, graph)
             self._store.seconds += time.perf_counter() - began
         self._holds, self._step = graph.captured.holds, self.bound(graph)

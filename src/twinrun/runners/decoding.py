@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from twinrun.runners.cached import CachedForward
 from twinrun.runners.forward import cache_lengths, forward
-from twinrun.runners.kvcache import CachedForward, KVCache
+
+if TYPE_CHECKING:
+    from twinrun.runners.kvcache import KVCache
 
 
 class CachedDecoding:
@@ -36,3 +40,7 @@ class CachedDecoding:
     def cache_lengths(self) -> tuple[int, ...]:
         """Cached positions a layer."""
         return cache_lengths(self._state.cache) if self._state is not None else ()
+
+    def settings(self) -> dict[str, Any]:
+        """What the record of a run says about a fast step."""
+        return self._state.step_settings() if self._state is not None else {}

@@ -60,24 +60,33 @@ class Flat:
     calls: dict[str, Any]
     weights: dict[str, tuple[nn.Module, str]]
     constants: dict[str, Tensor] = field(default_factory=dict)
+    _make: Callable[..., Any] | None = None
 
     def bind(self) -> Callable[..., Any]:
-        """Return the function on the tensors that the model has now."""
-        scope: dict[str, Any] = {}
-        exec(self.source, scope)  # noqa: S102
+        """Return the function on the tensors that the model has now; all that are returned share their code."""
+        if self._make is None:
+            scope: dict[str, Any] = {}
+            exec(self.source, scope)  # noqa: S102
+            self._make = scope["make"]
         now = {name: _tensor_of(module, key) for name, (module, key) in self.weights.items()}
-        bound: Callable[..., Any] = scope["make"](**self.calls, **self.constants, **now)
+        bound: Callable[..., Any] = self._make(**self.calls, **self.constants, **now)
         return bound
 
 
-def flatten(graph: GraphModule, model: nn.Module) -> Flat:
+def flatten(graph: GraphModule, model: nn.Module, *, direct: bool = True) -> Flat:
     """Write `graph` as a flat function.
+
+    Args:
+        graph: a captured step.
+        model: whose tensors the graph reads.
+        direct: call torch's C functions where they are the same operator; off for `torch.compile`, which knows
+            operators better.
 
     Raises:
         UnsupportedModelError: the graph has parts that are no operator calls.
     """
     _simplify(graph)
-    return _Writer(graph, model).write()
+    return _Writer(graph, model, direct).write()
 
 
 def _simplify(graph: GraphModule) -> None:
@@ -110,8 +119,8 @@ def _tensor_of(module: nn.Module, key: str) -> Any:
 class _Writer:
     """Writes one graph."""
 
-    def __init__(self, graph: GraphModule, model: nn.Module) -> None:
-        self._graph, self._flat = graph, Flat("", {}, {})
+    def __init__(self, graph: GraphModule, model: nn.Module, direct: bool) -> None:
+        self._graph, self._direct, self._flat = graph, direct, Flat("", {}, {})
         self._homes = {
             id(tensor): (module, key)
             for module in model.modules()
@@ -136,13 +145,13 @@ class _Writer:
             elif node.op == "call_function":
                 lines.append(f"{node.name} = {self._call(node)}{self._freed(node)}")
             else:
-                raise UnsupportedModelError(f"a captured step holds {node.op} {node.target}; use step='eager'")
+                raise UnsupportedModelError(
+                    f"a captured step holds {node.op} {node.target}; use step='eager'"
+                )
         flat = self._flat
         outer = ", ".join([*flat.calls, *flat.constants, *flat.weights])
         body = "".join(f"        {line}\n" for line in lines)
-        flat.source = (
-            f"def make({outer}):\n    def step({', '.join(inputs)}):\n{body}    return step\n"
-        )
+        flat.source = f"def make({outer}):\n    def step({', '.join(inputs)}):\n{body}    return step\n"
         return flat
 
     def _attribute(self, node: Node) -> str:
@@ -158,7 +167,9 @@ class _Writer:
 
     def _freed(self, node: Node) -> str:
         """Let go of tensors after their last use, so that their memory is used again."""
-        done = [self._names[u] for u in node.all_input_nodes if self._last[u] is node and u.op == "call_function"]
+        done = [
+            self._names[u] for u in node.all_input_nodes if self._last[u] is node and u.op == "call_function"
+        ]
         done += [] if node in self._last else [node.name]
         return f"; del {', '.join(done)}" if done else ""
 
@@ -178,7 +189,9 @@ class _Writer:
         name = "f_" + "".join(c if c.isalnum() else "_" for c in str(target))
         if not callable(target):
             raise UnsupportedModelError(f"a captured step calls {target}; use step='eager'")
-        self._flat.calls[name] = DIRECT.get(target) or getattr(target, "_op", target)
+        self._flat.calls[name] = (
+            (DIRECT.get(target) or getattr(target, "_op", target)) if self._direct else target
+        )
         return name
 
     def _text(self, value: Any) -> str:
@@ -193,4 +206,3 @@ class _Writer:
         name = f"c_{len(self._flat.calls)}"
         self._flat.calls[name] = value
         return name
-

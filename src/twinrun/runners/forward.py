@@ -34,6 +34,11 @@ class Padded:
     mask: Tensor | None
     positions: Tensor
 
+    @property
+    def position_ids(self) -> Tensor | None:
+        """Positions where the model must be told them: where a row is padded."""
+        return None if self.mask is None else self.positions
+
     @classmethod
     def of(cls, rows: list[list[int]], pad_id: int, device: torch.device) -> Padded:
         """Pad `rows`; positions count real tokens from 0 (padded slots get 0)."""
@@ -69,24 +74,25 @@ def forward(
     model: Model,
     ids: Tensor,
     *,
-    mask: Tensor | None = None,
+    mask: Any = None,
     positions: Tensor | None = None,
     cache: Any = None,
     last: bool = True,
 ) -> Tensor:
     """Logits of one forward of the model itself: `[rows, 1, vocab]`, or all positions with `last=False`.
 
-    Mask and positions are passed only where a row is padded: without padding the model is called the way
-    its own documentation shows. A model whose forward cannot leave out logits computes all and the last are
-    cut out.
+    Mask and positions are passed only where they are given: without padding and windows the model is called the
+    way its own documentation shows. The mask is `[rows, cached + tokens]` with 0 for padding, or already in the form
+    that attention takes (`twinrun.runners.window`). A model whose forward cannot leave out logits computes all and
+    the last are cut out.
     """
     kwargs: dict[str, Any] = {"input_ids": ids, "use_cache": cache is not None}
     if cache is not None:
         kwargs["past_key_values"] = cache
     if mask is not None:
         kwargs["attention_mask"] = mask
-        if positions is not None and "position_ids" in model.accepts:
-            kwargs["position_ids"] = positions
+    if positions is not None and "position_ids" in model.accepts:
+        kwargs["position_ids"] = positions
     if last and "logits_to_keep" in model.accepts:
         kwargs["logits_to_keep"] = 1
     output = model.model(**kwargs)
@@ -104,14 +110,17 @@ class Reader:
         self._caught = caught
         self._newest: tuple[Tensor, Tensor] | None = None
         self.routes = routes
+        self.step_note = ""
+        """What a fast step that ran for this reader adds to `path`."""
 
     @property
     def path(self) -> str:
         """How the logits come about, for the record."""
-        return "streamed from hidden states" if self._caught is not None else "the model's own forward"
+        source = "streamed from hidden states" if self._caught is not None else "the model's own forward"
+        return source + self.step_note
 
     def __call__(
-        self, ids: Tensor, *, mask: Tensor | None = None, positions: Tensor | None = None, cache: Any = None
+        self, ids: Tensor, *, mask: Any = None, positions: Tensor | None = None, cache: Any = None
     ) -> Tensor:
         """One forward; returns features `[rows, tokens, width or vocab]`."""
         logits = forward(
@@ -128,15 +137,13 @@ class Reader:
         return hidden
 
     def took(self, outs: list[Tensor], shape: torch.Size) -> Tensor:
-        """Take one forward that ran elsewhere: logits `[rows, 1, vocab]`, hidden states if streamed, routers' outputs."""
+        """Take one forward that ran elsewhere: logits `[rows, 1, vocab]`, hidden states, what routers returned."""
         logits, rest = outs[0], outs[1:]
+        self.routes.put(rest[1:] if self._model.layout.streams else rest)
+        self.routes.end_forward(shape)
         if self._caught is None:
-            self.routes.put(rest)
-            self.routes.end_forward(shape)
             return logits
         self._caught.clear()
-        self.routes.put(rest[1:])
-        self.routes.end_forward(shape)
         is_first, self._newest = self._newest is None, (rest[0], logits)
         if is_first:
             self.check()

@@ -52,7 +52,7 @@ def run_freely(
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     model = runner.model
-    prompts = [model.encode(p, new_tokens=max_new_tokens) for p in as_batch(prompt)]
+    prompts = [runner.encode(p, new_tokens=max_new_tokens) for p in as_batch(prompt)]
     began = time.perf_counter()
     with torch.inference_mode():
         rows = _Rows(model, prompts, sampling)

@@ -3,38 +3,45 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, StaticCache
 
-from twinrun.errors import ConfigError, UnsupportedModelError, near_names
-from twinrun.models.model import Model
+from twinrun.errors import UnsupportedModelError
+from twinrun.models.model import Model, Prompt
 from twinrun.records.scores import Scores
-from twinrun.runners.forward import Padded, Reader, TailMismatch, reading
+from twinrun.runners.cached import CachedForward
+from twinrun.runners.caches import PrefixOptions, cache_kind, parse_options
+from twinrun.runners.decoding import CachedDecoding
+from twinrun.runners.forward import Reader, TailMismatch, reading
+from twinrun.runners.generation import as_batch
+from twinrun.runners.prefix import PrefixStore
+from twinrun.runners.routing import RouteRecorder
 from twinrun.runners.runner import ModelRunner
-
-if TYPE_CHECKING:
-    from twinrun.runners.decoding import CachedDecoding
-
-CACHES: dict[str, Callable[[Any, int], Any]] = {
-    "dynamic": lambda config, _length: DynamicCache(config=config),
-    "static": lambda config, length: StaticCache(config=config, max_cache_len=length),
-}
-"""Factories by name: (text config, tokens to hold) -> a transformers cache."""
+from twinrun.runners.running import Running
+from twinrun.runners.steps import steps_of
 
 
 class KVCache(ModelRunner):
-    """Run the prompt once, then one token a forward with transformers' own cache classes.
+    """Run the prompt once, then one token a forward.
 
     Args:
         model: what `twinrun.load` returns.
-        cache: "dynamic" grows with the text; "static" is allocated once for prompt plus new tokens.
+        cache: "dynamic", "static", "sliding", "rolling", "prefix", "offloaded" or "quantized"; what each is for
+            stands in `docs/kv-caches.md`.
+        **options: settings of that kind: `window` (rolling), `entries` (prefix), `bits`, `backend`,
+            `residual_length`, `group_size` (quantized).
+        step: how a forward of one token runs: "eager" is the model's own forward; "captured" replays a graph of it
+            without the model's Python, "compiled" compiles that graph (`docs/decode.md`). Both want cache="static" or
+            "rolling" and attend to filled slots only.
 
     Raises:
-        ConfigError: unknown cache kind.
+        ConfigError: unknown kind or setting, or a kind that needs a window where there is none.
+        UnsupportedModelError: a model whose layers or positions the kind cannot serve.
+        MissingBackendError: a quantised cache whose package is not installed.
 
     Cost: one forward of `start` tokens and `len(row) - start` forwards of one token a batch.
 
@@ -46,23 +53,90 @@ class KVCache(ModelRunner):
 
     kind = "kv-cache"
 
-    def __init__(self, model: Model, cache: str = "dynamic") -> None:
-        """Choose the cache kind."""
+    def __init__(self, model: Model, cache: str = "dynamic", *, step: str = "eager", **options: Any) -> None:
+        """Choose the cache kind, its settings, and how a step runs."""
         super().__init__(model)
-        if cache not in CACHES:
-            raise ConfigError(
-                f"no cache kind {cache!r}; choose from {', '.join(CACHES)}.{near_names(cache, CACHES)}"
-            )
         self.cache = cache
+        self.options = parse_options(cache, options)
+        self._maker = cache_kind(cache).prepare(model, self.options)
+        self.step = step
+        self._steps = steps_of(step, cache, model)
+        self._prefixes = (
+            PrefixStore(self.options.entries) if isinstance(self.options, PrefixOptions) else None
+        )
+        self.reused_tokens: tuple[int, ...] = ()
+        """Tokens of each prompt of the latest call that came from a kept cache (cache="prefix")."""
 
     @property
     def name(self) -> str:
-        """How records call this runner."""
-        return f"{self.kind}:{self.cache}"
+        """How records call this runner; settings that are not the default are named."""
+        changed = [
+            f"{f.name}={value}"
+            for f in fields(self.options)
+            if (value := getattr(self.options, f.name)) != f.default
+        ]
+        step = "" if self._steps is None else f"+{self.step}"
+        return f"{self.kind}:{self.cache}{step}" + (f"({', '.join(changed)})" if changed else "")
+
+    @property
+    def max_context(self) -> int | None:
+        """Longest text; a rolling cache may have no limit."""
+        return self._maker.max_context
 
     def new_cache(self, length: int) -> Any:
         """Return an empty cache for `length` tokens a row."""
-        return CACHES[self.cache](self.model.config, length)
+        if self._steps is not None and self.cache == "static":
+            return self._steps.new_cache(length)
+        return self._maker.make(length)
+
+    def stepped(self, read: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Return what runs the forwards of one run: `read`, or the fast step around it."""
+        return read if self._steps is None else self._steps.begin(read)
+
+    def begin(self, rows: list[list[int]], length: int, routes: RouteRecorder | None) -> tuple[Any, int]:
+        """Return a cache for a batch, and how many tokens of its only row it holds already.
+
+        `rows` are the lists that will grow with the cache. A batch of several rows starts afresh.
+        """
+        if self._prefixes is None or len(rows) > 1:
+            self.reused_tokens += (0,) * len(rows)
+            return self.new_cache(length), 0
+        cache, reused = self._prefixes.reuse(rows[0], lambda: self.new_cache(length), routes)
+        self._prefixes.keep(rows[0], cache, routes)
+        self.reused_tokens += (reused,)
+        return cache, reused
+
+    def forget(self) -> None:
+        """Drop the caches that were kept (cache="prefix"), after a change of weights that torch does not count."""
+        if self._prefixes is not None:
+            self._prefixes.forget()
+
+    def open(self, prompt: Prompt | Sequence[Prompt], room: int = 128) -> Running:
+        """Run one prompt or several and hand the run over: feed tokens, read logits, roll back.
+
+        Args:
+            prompt: a text, token ids, or a list of either.
+            room: tokens a row that may follow.
+
+        Raises:
+            ConfigError: empty or too long prompts.
+            UnsupportedModelError: a model that does not run with this kind of cache.
+
+        Example:
+            >>> run = KVCache(load("builtin:amateur")).open([5, 6, 7])
+            >>> _ = run.feed([[8, 9]])
+            >>> run.roll_back(1)
+            >>> run.tokens
+            [[5, 6, 7, 8]]
+        """
+        prompts = [self.encode(p, new_tokens=room) for p in as_batch(prompt)]
+        self._look()
+        return Running(self, prompts, room)
+
+    def _look(self) -> None:
+        self.reused_tokens = ()
+        if self._prefixes is not None:
+            self._prefixes.look(self.model)
 
     def refusal(self, error: RuntimeError) -> Exception:
         """Say that this model's code cannot work with this kind of cache; memory errors stay what they are."""
@@ -75,9 +149,16 @@ class KVCache(ModelRunner):
         )
 
     def _score(self, rows: list[list[int]], starts: list[int]) -> list[Scores]:
+        self._look()
+        if self._prefixes is None:
+            return self._score_batch(rows, starts)
+        return [self._score_batch([row], [start])[0] for row, start in zip(rows, starts, strict=True)]
+
+    def _score_batch(self, rows: list[list[int]], starts: list[int]) -> list[Scores]:
         try:
             return self._score_once(rows, starts, stream=True)
         except TailMismatch:
+            self.reused_tokens = self.reused_tokens[: -len(rows)]
             return self._score_once(rows, starts, stream=False)
 
     def _score_once(self, rows: list[list[int]], starts: list[int], *, stream: bool) -> list[Scores]:
@@ -96,6 +177,7 @@ class KVCache(ModelRunner):
                 state.advance(tokens)
                 columns.append(state.features)
             read.check()
+            read.step_note = _step_note(state.step_settings())
             features = torch.stack(columns, dim=1)
             seconds = (time.perf_counter() - began) / len(rows)
             scores = []
@@ -107,42 +189,8 @@ class KVCache(ModelRunner):
 
     def start(self, rows: list[list[int]], new_tokens: int) -> CachedDecoding:
         """Begin a free run."""
-        from twinrun.runners.decoding import CachedDecoding
-
+        self._look()
         return CachedDecoding(self, rows, new_tokens)
-
-
-class CachedForward:
-    """Prompt and cache of one batch, advanced token by token. `features` `[rows, width]` are those of the newest token.
-
-    `read` is what turns ids into features: a `Reader` when a text is scored, the bare forward when one is
-    generated.
-    """
-
-    def __init__(
-        self, runner: KVCache, read: Callable[..., Tensor], prompts: list[list[int]], num_steps: int
-    ) -> None:
-        """Run the prompts."""
-        self._read = read
-        self._batch = Padded.of(prompts, runner.model.pad_id, runner.model.device)
-        self._lengths = torch.tensor([[len(p)] for p in prompts], device=runner.model.device)
-        self.cache = runner.new_cache(self._batch.ids.shape[1] + num_steps)
-        self.mask = self._batch.mask
-        try:
-            out = read(self._batch.ids, mask=self.mask, positions=self._batch.positions, cache=self.cache)
-        except RuntimeError as error:
-            raise runner.refusal(error) from error
-        self.features = out[:, -1].clone()
-
-    def advance(self, tokens: list[int]) -> None:
-        """One forward of one token a row, at each row's own next position."""
-        ids = torch.tensor(tokens, device=self._batch.ids.device)[:, None]
-        if self.mask is not None:
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
-        self.features = self._read(ids, mask=self.mask, positions=self._lengths, cache=self.cache)[
-            :, -1
-        ].clone()
-        self._lengths = self._lengths + 1
 
 
 def _routes_of(read: Reader, row: int, length: int, count: int, num_steps: int) -> Any:
@@ -154,3 +202,11 @@ def _routes_of(read: Reader, row: int, length: int, count: int, num_steps: int) 
     found = routes.of_row(row, length, count)
     routes.forwards = whole
     return found
+
+
+def _step_note(told: dict[str, Any]) -> str:
+    """Say in a path how steps ran: by a graph, or why not."""
+    if not told:
+        return ""
+    why = told.get("step_fallback")
+    return f", {told['step']} step" if why is None else f", {told['step']} step not used: {why}"

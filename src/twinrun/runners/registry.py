@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from twinrun.errors import ConfigError, near_names
 from twinrun.models.model import Model
+from twinrun.runners.caches import CACHES
 from twinrun.runners.kvcache import KVCache
 from twinrun.runners.recompute import Recompute
 from twinrun.runners.runner import ModelRunner
@@ -15,23 +17,22 @@ from twinrun.runners.singlepass import SinglePass
 
 @dataclass(frozen=True, slots=True)
 class RunnerKind:
-    """A runner that can be asked for by name."""
+    """A runner that can be asked for by name. `limits` is what it costs or cannot do, empty if nothing."""
 
     build: Callable[[Model], ModelRunner]
     summary: str
     exact: bool
+    limits: str = ""
 
 
 RUNNERS: dict[str, RunnerKind] = {
     "recompute": RunnerKind(
         Recompute, "one forward over the whole prefix for every token (the reference)", True
     ),
-    "kv-cache:dynamic": RunnerKind(
-        lambda m: KVCache(m, "dynamic"), "keys and values kept, a cache that grows", True
-    ),
-    "kv-cache:static": RunnerKind(
-        lambda m: KVCache(m, "static"), "keys and values kept, a cache allocated once", True
-    ),
+    **{
+        f"kv-cache:{name}": RunnerKind(partial(KVCache, cache=name), kind.summary, kind.is_exact, kind.limits)
+        for name, kind in CACHES.items()
+    },
     "single-pass": RunnerKind(SinglePass, "one forward for prompt and continuation (scoring)", True),
 }
 ALIASES = {"kv-cache": "kv-cache:dynamic"}

@@ -47,6 +47,17 @@ class RouteRecorder:
         """Take what `take` handed over, as if the routers had returned it now."""
         self._now = list(zip(taken[::2], taken[1::2], strict=True))
 
+    @property
+    def is_on(self) -> bool:
+        """Whether there is anything to record."""
+        return self._num_routers > 0
+
+    def take_over(self, other: RouteRecorder, count: int) -> None:
+        """Begin with the routes of the first `count` tokens of another recording."""
+        if other.forwards:
+            ids, logits = (torch.cat([f[i] for f in other.forwards], dim=2)[:, :, :count] for i in (0, 1))
+            self.forwards.insert(0, (ids, logits))
+
     def end_forward(self, shape: torch.Size) -> None:
         """Close one forward on `[rows, tokens]`: stack its routers to `[layers, rows, tokens, k]`."""
         if len(self._now) == self._num_routers and self._num_routers:

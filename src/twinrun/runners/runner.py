@@ -71,6 +71,15 @@ class ModelRunner(ABC):
         """The module whose forward this runner calls; `blame` and `trace` set their hooks on it."""
         return self.model.core
 
+    @property
+    def max_context(self) -> int | None:
+        """Longest text, in tokens, that this runner takes; None if there is no limit."""
+        return self.model.max_context
+
+    def encode(self, prompt: Prompt, *, new_tokens: int = 0) -> list[int]:
+        """Return the token ids of a prompt, checked against what this runner takes; see `Model.encode`."""
+        return self.model.encode_within(prompt, self.max_context, new_tokens=new_tokens)
+
     def cast(self, dtype: torch.dtype) -> AbstractContextManager[torch.dtype]:
         """Inside the block this runner runs its model with weights in `dtype`."""
         return self.model.cast(dtype)
@@ -104,7 +113,7 @@ class ModelRunner(ABC):
         """
         if len(rows) != len(starts):
             raise ShapeError(f"{len(rows)} rows with {len(starts)} starts; give one start a row")
-        checked = [self.model.encode(row) for row in rows]
+        checked = [self.encode(row) for row in rows]
         for row, start in zip(checked, starts, strict=True):
             if not 1 <= start <= len(row):
                 raise ShapeError(

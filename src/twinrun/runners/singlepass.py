@@ -40,7 +40,7 @@ class SinglePass(ModelRunner):
         began = time.perf_counter()
         batch = Padded.of(rows, self.model.pad_id, self.model.device)
         with reading(self.model, stream=stream) as read:
-            features = read(batch.ids, mask=batch.mask, positions=batch.positions)
+            features = read(batch.ids, mask=batch.mask, positions=batch.position_ids)
             seconds = (time.perf_counter() - began) / len(rows)
             scores = []
             for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
@@ -64,7 +64,7 @@ class SinglePassDecoding:
     def logits(self) -> Tensor:
         """One forward over all rows."""
         batch = Padded.of(self._rows, self._model.pad_id, self._model.device)
-        return forward(self._model, batch.ids, mask=batch.mask, positions=batch.positions)[:, -1]
+        return forward(self._model, batch.ids, mask=batch.mask, positions=batch.position_ids)[:, -1]
 
     def commit(self, tokens: list[int]) -> None:
         """Append to every row."""

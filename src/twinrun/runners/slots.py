@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from transformers import Cache, CacheLayerMixin
+from transformers import Cache, CacheLayerMixin  # type: ignore[attr-defined]  # its stub leaves the second out
 
 from twinrun.errors import ConfigError
 
 
-class SlotLayer(CacheLayerMixin):
+class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
     """Keys and values of one layer, the token with index t in slot t. `update` returns views of the filled slots."""
 
     is_croppable = True

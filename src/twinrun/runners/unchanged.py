@@ -1,8 +1,8 @@
 """What a captured step depends on: two states that are equal may share a graph, and some may have none at all.
 
-Weights may change in place or be replaced: a graph reads them anew in every run. Modules, their settings, the config and
-precision are written into the key. Code that a graph would pass by (hooks, a forward put in a module's place, a mode that
-intercepts operators) gives a reason instead of a key, and then the model's own forward runs.
+Weights may change in place or be replaced: a graph reads them anew in every run. Modules, their settings, the config
+and precision are written into the key. Code that a graph would pass by (hooks, a forward put in a module's place, a
+mode that intercepts operators) gives a reason instead of a key, and then the model's own forward runs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
-from torch.overrides import _get_current_function_mode_stack
+from torch.overrides import _get_current_function_mode_stack as _function_modes
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from twinrun.models.model import Model
@@ -31,7 +31,7 @@ def why_not(model: Model) -> str | None:
     """Return why a graph would pass something by that the model's own forward does now; None if nothing."""
     if _get_current_dispatch_mode_stack():
         return "a mode that intercepts operators is on"
-    if any(type(mode).__module__ != CASTS for mode in _get_current_function_mode_stack()):
+    if any(type(mode).__module__ != CASTS for mode in _function_modes()):  # type: ignore[no-untyped-call]
         return "a mode that intercepts torch functions is on"
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         return "hooks on all modules are set"
@@ -67,7 +67,7 @@ def state_of(model: Model) -> Hashable:
     parts: list[Hashable] = []
     for module in model.core.modules():
         parts.append((id(module), type(module).forward, tuple(_settings(module, seen, configs))))
-    modes = tuple(type(mode) for mode in _get_current_function_mode_stack())
+    modes = tuple(type(mode) for mode in _function_modes())  # type: ignore[no-untyped-call]
     casts = (torch.is_autocast_enabled(model.device.type), torch.get_autocast_dtype(model.device.type))
     told = tuple(tuple((k, repr(v)) for k, v in vars(c).items()) for c in configs.values())
     return (tuple(parts), modes, casts, told)

@@ -85,9 +85,9 @@ def _reads(side: Any) -> bool:
 
 
 def _encode(prompt: Any, side: Any, label: str) -> list[int]:
-    model: Any = getattr(side, "model", None)
-    if hasattr(model, "encode"):
-        return list(model.encode(prompt))
+    reader: Any = side if hasattr(side, "encode") else getattr(side, "model", None)
+    if hasattr(reader, "encode"):
+        return list(reader.encode(prompt))
     if isinstance(prompt, str):
         raise ConfigError(f"{label} is a text and {type(side).__name__} has no model.encode; give token ids")
     ids = [int(i) for i in prompt]
