@@ -7,14 +7,17 @@ own forward serves the rest of the run, and the record says why.
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from twinrun.errors import UnsupportedModelError
 from twinrun.models.model import Model
 from twinrun.runners.capture import Captured, Numbers, Plan, capture
 from twinrun.runners.flat import Flat, flatten
@@ -157,7 +160,8 @@ class CapturedStep:
         """Find or capture a graph for these numbers and prove it on this step; None if there is none that is right."""
         outs: list[Tensor] = []
         for _attempt in range(2):
-            self._take_graph(numbers)
+            if not self._take_graph(numbers):
+                return None
             want = forward(self._model, ids, mask=mask, positions=positions, cache=self._cache)
             self._back()
             outs = self._timed_replay(ids, placed, numbers)
@@ -181,20 +185,40 @@ class CapturedStep:
         """Whether a step is the model's own forward, bit for bit."""
         return torch.equal(got, want)
 
-    def _take_graph(self, numbers: Numbers) -> None:
+    def _take_graph(self, numbers: Numbers) -> bool:
+        """Find or capture a graph. A model that never could be captured is refused; later the own forward serves."""
         graph = self._store.find(self._key, numbers)
         if graph is None:
             began = time.perf_counter()
-            with untouched(self._model):
-                captured = capture(self._model, self._plan, numbers)
+            try:
+                with untouched(self._model), _quietly():
+                    captured = capture(self._model, self._plan, numbers)
+            except UnsupportedModelError as error:
+                if not self._store.seconds:
+                    raise
+                self.why = str(error)
+                return False
             graph = Graph(captured, flatten(captured.graph, self._model.core, direct=self.calls_directly))
             self._store.add(self._key, graph)
             self._store.seconds += time.perf_counter() - began
         self._holds, self._step = graph.captured.holds, self.bound(graph)
+        return True
 
     def bound(self, graph: Graph) -> Callable[..., list[Tensor]]:
         """Return the step on the tensors that the model has now."""
         return graph.flat.bind()
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep torch from logging an operator that has no shapes; the refusal says it in one line."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _form(buffer: Tensor) -> tuple[int, int]:
