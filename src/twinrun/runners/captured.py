@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
 from twinrun.errors import UnsupportedModelError
 from twinrun.models.model import Model
@@ -26,6 +27,8 @@ from twinrun.runners.unchanged import state_of, untouched, why_not
 
 MAX_GRAPHS = 32
 """Graphs kept for one runner; a batch of another size, a mask, another precision each need one."""
+ROUNDING = 64.0
+"""Units in the last place, at the size of the largest logit, by which a step that rounds elsewhere may differ."""
 POSITIONS = 4096
 """Length of the table of positions that unpadded steps read theirs from; it grows when a text is longer."""
 
@@ -68,7 +71,6 @@ class CapturedStep:
     """
 
     name = "captured"
-    calls_directly = True
 
     def __init__(self, model: Model, read: Callable[..., Tensor], store: Store) -> None:
         self._model, self._read, self._store = model, read, store
@@ -181,6 +183,10 @@ class CapturedStep:
     def _timed_replay(self, ids: Tensor, placed: Tensor, numbers: Numbers) -> list[Tensor]:
         return self._replay(ids, placed, numbers)
 
+    def written(self, graph: GraphModule) -> Flat:
+        """Return the graph as a flat function."""
+        return flatten(graph, self._model.core)
+
     def agrees(self, got: Tensor, want: Tensor) -> bool:
         """Whether a step is the model's own forward, bit for bit."""
         return torch.equal(got, want)
@@ -198,7 +204,7 @@ class CapturedStep:
                     raise
                 self.why = str(error)
                 return False
-            graph = Graph(captured, flatten(captured.graph, self._model.core, direct=self.calls_directly))
+            graph = Graph(captured, self.written(captured.graph))
             self._store.add(self._key, graph)
             self._store.seconds += time.perf_counter() - began
         self._holds, self._step = graph.captured.holds, self.bound(graph)
@@ -219,6 +225,12 @@ def _quietly() -> Iterator[None]:
         yield
     finally:
         log.setLevel(before)
+
+
+def close(got: Tensor, want: Tensor) -> bool:
+    """Whether logits differ by rounding: `ROUNDING` units in the last place at the size of the largest."""
+    gap = float((got.double() - want.double()).abs().max())
+    return gap <= ROUNDING * torch.finfo(want.dtype).eps * float(want.abs().max())
 
 
 def _form(buffer: Tensor) -> tuple[int, int]:

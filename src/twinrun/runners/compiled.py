@@ -12,19 +12,21 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
 from twinrun.runners.capture import Numbers
-from twinrun.runners.captured import CapturedStep, Graph
-
-ROUNDING = 64.0
-"""Units in the last place, at the size of the largest logit, by which a compiled step may differ from the forward."""
+from twinrun.runners.captured import CapturedStep, Graph, close
+from twinrun.runners.flat import Flat, flatten
 
 
 class CompiledStep(CapturedStep):
     """Forwards of one run by a compiled graph. Fused kernels round elsewhere, so the proof allows rounding."""
 
     name = "compiled"
-    calls_directly = False
+
+    def written(self, graph: GraphModule) -> Flat:
+        """Return the graph as a flat function of operators, which the compiler knows best."""
+        return flatten(graph, self._model.core, direct=False)
 
     def bound(self, graph: Graph) -> Callable[..., list[Tensor]]:
         """Return the compiled step on the tensors that the model has now; what was compiled before is used again."""
@@ -40,5 +42,4 @@ class CompiledStep(CapturedStep):
 
     def agrees(self, got: Tensor, want: Tensor) -> bool:
         """Whether a step is the model's own forward up to rounding."""
-        gap = float((got.double() - want.double()).abs().max())
-        return gap <= ROUNDING * torch.finfo(want.dtype).eps * float(want.abs().max())
+        return close(got, want)

@@ -25,6 +25,8 @@ DIRECT: dict[Any, Callable[..., Any]] = {
     aten.linear.default: torch._C._nn.linear,
     aten.addmm.default: torch.addmm,
     aten.mm.default: torch.mm,
+    aten.mv.default: torch.mv,
+    aten.addmv.default: torch.addmv,
     aten.matmul.default: torch.matmul,
     aten.embedding.default: torch.embedding,
     aten.layer_norm.default: torch.layer_norm,
@@ -60,6 +62,9 @@ class Flat:
     calls: dict[str, Any]
     weights: dict[str, tuple[nn.Module, str]]
     constants: dict[str, Tensor] = field(default_factory=dict)
+    prepared: dict[str, tuple[Callable[[Tensor], Tensor], str]] = field(default_factory=dict)
+    """Tensors made of one weight before the first step: how, and of which."""
+    _made: dict[str, tuple[Tensor, int, Tensor]] = field(default_factory=dict)
     _make: Callable[..., Any] | None = None
 
     def bind(self) -> Callable[..., Any]:
@@ -69,8 +74,18 @@ class Flat:
             exec(self.source, scope)  # noqa: S102
             self._make = scope["make"]
         now = {name: _tensor_of(module, key) for name, (module, key) in self.weights.items()}
+        for name, (prepare, source) in self.prepared.items():
+            now[name] = self._prepare(name, prepare, now[source])
         bound: Callable[..., Any] = self._make(**self.calls, **self.constants, **now)
         return bound
+
+    def _prepare(self, name: str, prepare: Callable[[Tensor], Tensor], weight: Tensor) -> Tensor:
+        """Make a tensor of a weight, or take the one made before if the weight has not changed since."""
+        version = -1 if weight.is_inference() else weight._version
+        made = self._made.get(name)
+        if made is None or made[0] is not weight or made[1] != version or version < 0:
+            made = self._made[name] = (weight, version, prepare(weight))
+        return made[2]
 
 
 def flatten(graph: GraphModule, model: nn.Module, *, direct: bool = True) -> Flat:
@@ -140,6 +155,9 @@ class _Writer:
                 inputs.append(node.name)
             elif node.op == "get_attr":
                 self._names[node] = self._attribute(node)
+            elif node.op == "call_function" and self._is_prepared(node):
+                prepare: Any = node.target
+                self._flat.prepared[node.name] = (prepare, self._names[node.all_input_nodes[0]])
             elif node.op == "output":
                 lines.append(f"return {self._text(node.args[0])}")
             elif node.op == "call_function":
@@ -149,7 +167,7 @@ class _Writer:
                     f"a captured step holds {node.op} {node.target}; use step='eager'"
                 )
         flat = self._flat
-        outer = ", ".join([*flat.calls, *flat.constants, *flat.weights])
+        outer = ", ".join([*flat.calls, *flat.constants, *flat.weights, *flat.prepared])
         body = "".join(f"        {line}\n" for line in lines)
         flat.source = f"def make({outer}):\n    def step({', '.join(inputs)}):\n{body}    return step\n"
         return flat
@@ -165,11 +183,16 @@ class _Writer:
             self._flat.weights[node.name] = home
         return node.name
 
+    def _is_prepared(self, node: Node) -> bool:
+        """Whether a node is one of our own functions of one weight, which runs before the first step."""
+        is_ours = getattr(node.target, "__module__", "").startswith("twinrun.")
+        return is_ours and all(self._names[used] in self._flat.weights for used in node.all_input_nodes)
+
     def _freed(self, node: Node) -> str:
         """Let go of tensors after their last use, so that their memory is used again."""
-        done = [
-            self._names[u] for u in node.all_input_nodes if self._last[u] is node and u.op == "call_function"
-        ]
+        kept = self._flat.prepared
+        ended = [u for u in node.all_input_nodes if self._last[u] is node and u.op == "call_function"]
+        done = [self._names[u] for u in ended if u.name not in kept]
         done += [] if node in self._last else [node.name]
         return f"; del {', '.join(done)}" if done else ""
 

@@ -12,11 +12,13 @@ from twinrun.errors import ConfigError, UnsupportedModelError, near_names
 from twinrun.models.model import Model
 from twinrun.runners.captured import CapturedStep, Store
 from twinrun.runners.compiled import CompiledStep
+from twinrun.runners.packed import PackedStep
 from twinrun.runners.slots import slot_cache
 
 STEPS: dict[str, type[CapturedStep] | None] = {
     "eager": None,
     "captured": CapturedStep,
+    "packed": PackedStep,
     "compiled": CompiledStep,
 }
 """Steps by name; None is the model's own forward."""
