@@ -26,7 +26,7 @@ from twinrun.bench.timing import interleave, noise, ratio
 
 ABOUT = "decode of the small GPT: cached, against recompute and transformers' generate"
 EAGER, STATIC = "kv-cache:dynamic", "kv-cache:static+captured"
-HALF, RING, PLAIN = "kv-cache:static+captured, bfloat16", "kv-cache:rolling+captured", "recompute"
+HALF, RING, PLAIN = "kv-cache:static+packed, bfloat16", "kv-cache:rolling+captured", "recompute"
 THEIRS, SAME = "generate, GPT-2 of the same shape", "kv-cache:static+captured, that GPT-2"
 
 
@@ -73,7 +73,7 @@ def measure(config: Config) -> dict[str, Any]:
     ids, new = random_ids(config.prompt_tokens, 256, config.seed), config.new_tokens
     runners = {
         STATIC: tr.KVCache(gpt, "static", step="captured"),
-        HALF: tr.KVCache(half, "static", step="captured"),
+        HALF: tr.KVCache(half, "static", step="packed"),
         EAGER: tr.KVCache(gpt, "dynamic"),
         SAME: tr.KVCache(twin, "static", step="captured"),
     }

@@ -28,7 +28,8 @@ from twinrun.bench.timing import Timing, interleave, noise, ratio
 from twinrun.errors import ConfigError
 
 ABOUT = "decode at the shape of Qwen2.5-0.5B: our fast steps against transformers' best setting"
-CAPTURED, COMPILED, EAGER = "captured", "compiled", "own forward, dynamic cache"
+CAPTURED, PACKED, COMPILED = "captured", "packed", "compiled"
+EAGER = "own forward, dynamic cache"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +92,8 @@ def measure(config: Config) -> dict[str, Any]:
     say(f"building {config.shape} on {config.device}")
     model = build(config.shape, device=config.device, seed=config.seed)
     ids, new = random_ids(config.prompt_tokens, model.vocab_size, config.seed), config.new_tokens
-    runners = {CAPTURED: tr.KVCache(model, "static", step="captured"), EAGER: tr.KVCache(model, "dynamic")}
+    runners = {name: tr.KVCache(model, "static", step=name) for name in (PACKED, CAPTURED)}
+    runners[EAGER] = tr.KVCache(model, "dynamic")
     if config.compiled == "yes":
         runners[COMPILED] = tr.KVCache(model, "static", step="compiled")
     mine = {name: ours(runner, ids, new) for name, runner in runners.items()}

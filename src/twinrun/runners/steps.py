@@ -22,6 +22,15 @@ STEPS: dict[str, type[CapturedStep] | None] = {
     "compiled": CompiledStep,
 }
 """Steps by name; None is the model's own forward."""
+STEP_SUMMARIES = {
+    "captured": ("steps replay a graph, bit for bit", "refused where a forward reads numbers out of tensors"),
+    "packed": (
+        "steps replay a graph with half-precision products of one row rewritten",
+        "for batch 1 on a processor",
+    ),
+    "compiled": ("steps run a compiled graph", "half a minute to compile"),
+}
+"""What each fast step is for, and what it costs."""
 SLOTTED = ("static", "rolling")
 """Kinds of cache whose slots a graph can write to."""
 
