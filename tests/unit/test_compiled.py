@@ -9,7 +9,9 @@ from torch import nn
 import twinrun as tr
 from tests.support.zoo import make
 from twinrun.runners.captured import close
+from twinrun.runners.graphed import GraphedStep
 from twinrun.runners.registry import build_runner
+from twinrun.runners.steps import Steps
 
 ROWS = [[5, 9, 200, 31, 8, 77, 12], [44, 3], [17, 99, 250, 6]]
 
@@ -61,6 +63,32 @@ def test_close_is_rounding_and_no_more() -> None:
     assert close(want * (1 + 8 * torch.finfo(torch.float32).eps), want)
     assert not close(want + 1e-4, want)
     assert not close(torch.full_like(want, float("nan")), want)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt-pre"])
+def test_a_step_of_fixed_shapes_is_the_same_to_rounding(family: str) -> None:
+    """What a CUDA graph records; here it runs plainly."""
+    model = make(family, "float32")
+    fast = tr.KVCache(model, "static", step="compiled")
+    fast._steps = Steps(GraphedStep, model)
+    for prompt in (ROWS[0], ROWS):
+        run = fast.generate(prompt, 20, stop_at_eos=False)
+        assert run.settings.get("step_fallback") is None, run.settings
+        assert run.settings["steps_replayed"] == 19
+        assert run.tokens == tr.KVCache(model).generate(prompt, 20, stop_at_eos=False).tokens
+    row = list(range(3, 30))
+    got, want = (r.score(row, 5).logits.rows(0, 99) for r in (fast, tr.KVCache(model)))
+    assert close(got, want)
+    assert not close(got.roll(1, 0), want)
+
+
+def test_a_step_of_fixed_shapes_leaves_windows_to_the_own_forward() -> None:
+    model = make("mistral", "float32")
+    fast = tr.KVCache(model, "static", step="compiled")
+    fast._steps = Steps(GraphedStep, model)
+    run = fast.generate(ROWS[0], 20, stop_at_eos=False)
+    assert "no window" in run.settings["step_fallback"]
+    assert run.tokens == tr.KVCache(model).generate(ROWS[0], 20, stop_at_eos=False).tokens
 
 
 @pytest.mark.slow

@@ -42,6 +42,8 @@ class Plan:
         buffers: for each layer `(heads, head_dim)` of keys and of values.
         is_masked: whether a mask over padding comes in.
         dtype: of the cache.
+        fixed_slots: 0, or slots that every step attends to, under a mask over the empty ones; then no shape depends on
+            the length, which a CUDA graph needs.
     """
 
     rows: int
@@ -49,6 +51,7 @@ class Plan:
     buffers: tuple[tuple[tuple[int, int], tuple[int, int]], ...]
     is_masked: bool
     dtype: torch.dtype
+    fixed_slots: int = 0
 
     @property
     def num_kinds(self) -> int:
@@ -102,6 +105,38 @@ class _TracedLayer(CacheLayerMixin):  # type: ignore[misc]
         return -1
 
 
+class _FixedLayer(CacheLayerMixin):  # type: ignore[misc]
+    """One layer while a step of fixed shapes is captured: the slot to write is a tensor, all slots are attended."""
+
+    def __init__(self, keys: Tensor, values: Tensor, slot: Tensor) -> None:
+        super().__init__()
+        self.keys, self.values, self.is_initialized, self._slot = keys, values, True, slot
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to do."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None
+        assert self.values is not None
+        self.keys.index_copy_(2, self._slot, key_states)
+        self.values.index_copy_(2, self._slot, value_states)
+        return self.keys, self.values
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        assert self.keys is not None
+        return self.keys.shape[2], 0
+
+    def get_seq_length(self) -> Any:
+        """The query stands behind all slots, so that the mask over empty ones alone decides."""
+        assert self.keys is not None
+        return self.keys.shape[2] - 1
+
+    def get_max_length(self) -> int:
+        return -1
+
+
 def capture(model: Model, plan: Plan, numbers: Numbers) -> Captured:
     """Capture the step of `model` for `plan`; `numbers` decide the branches that the forward takes.
 
@@ -123,7 +158,10 @@ def capture(model: Model, plan: Plan, numbers: Numbers) -> Captured:
             f"one step of {type(model.core).__name__} cannot be captured as a graph "
             f"({type(error).__name__}: {' '.join(str(error).split())[:120]}); use step='eager'"
         ) from error
-    return Captured(plan, graph, _conditions(env, symbols), streams)
+    holds = _conditions(env, symbols)
+    if plan.fixed_slots:
+        return Captured(plan, graph, lambda *now: bool(now[3] == plan.fixed_slots), streams)
+    return Captured(plan, graph, holds, streams)
 
 
 def _symbol(env: ShapeEnv, value: int, name: str) -> Any:
@@ -139,6 +177,8 @@ def _inputs(model: Model, plan: Plan, symbols: Sequence[Any]) -> list[Any]:
     device = model.device
     ids = torch.zeros(plan.rows, 1, dtype=torch.long, device=device)
     positions = torch.zeros(plan.rows, 1, dtype=torch.long, device=device)
+    if plan.fixed_slots:
+        symbols = [plan.fixed_slots] * len(symbols)
     room = symbols[3]
     mask = torch.ones(plan.rows, room, dtype=torch.long, device=device) if plan.is_masked else None
     buffers = [
@@ -146,18 +186,21 @@ def _inputs(model: Model, plan: Plan, symbols: Sequence[Any]) -> list[Any]:
         for kind, pair in zip(plan.kinds, plan.buffers, strict=True)
         for heads, width in pair
     ]
-    return [ids, positions, mask, *symbols, *buffers]
+    numbers = [torch.zeros(1, dtype=torch.long, device=device)] if plan.fixed_slots else symbols
+    return [ids, positions, mask, *numbers, *buffers]
 
 
 def _step(model: Model, plan: Plan) -> Callable[..., list[Tensor]]:
     """Return the function that is captured: the model's own forward on one token a row."""
-    count = 1 + 3 * plan.num_kinds
+    count = 1 if plan.fixed_slots else 1 + 3 * plan.num_kinds
 
     def step(ids: Tensor, positions: Tensor, mask: Tensor | None, *rest: Any) -> list[Tensor]:
         seen, numbers, buffers = rest[0], rest[1:count], rest[count:]
         pairs = itertools.batched(buffers, 2) if hasattr(itertools, "batched") else _pairs(buffers)
         layers: list[Any] = [
-            _TracedLayer(keys, values, seen, *numbers[3 * kind : 3 * kind + 2])
+            _FixedLayer(keys, values, seen)
+            if plan.fixed_slots
+            else _TracedLayer(keys, values, seen, *numbers[3 * kind : 3 * kind + 2])
             for kind, (keys, values) in zip(plan.kinds, pairs, strict=True)
         ]
         kwargs: dict[str, Any] = {
@@ -166,7 +209,7 @@ def _step(model: Model, plan: Plan) -> Callable[..., list[Tensor]]:
             "use_cache": True,
         }
         if mask is not None:
-            kwargs["attention_mask"] = mask[:, : seen + 1]
+            kwargs["attention_mask"] = mask if plan.fixed_slots else mask[:, : seen + 1]
         if "position_ids" in model.accepts:
             kwargs["position_ids"] = positions
         if "logits_to_keep" in model.accepts:

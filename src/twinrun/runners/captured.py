@@ -27,7 +27,7 @@ from twinrun.runners.unchanged import state_of, untouched, why_not
 
 MAX_GRAPHS = 32
 """Graphs kept for one runner; a batch of another size, a mask, another precision each need one."""
-ROUNDING = 64.0
+ROUNDING = 16.0
 """Units in the last place, at the size of the largest logit, by which a step that rounds elsewhere may differ."""
 POSITIONS = 4096
 """Length of the table of positions that unpadded steps read theirs from; it grows when a text is longer."""
@@ -84,6 +84,7 @@ class CapturedStep:
         self._mask: Tensor | None = None
         self._took = getattr(read, "took", None)
         self._cache: Any = None
+        self._plan: Plan
         self._sizes: list[int] = []
         self._table = torch.arange(POSITIONS, device=model.device)[None]
         self.replayed = 0
@@ -100,6 +101,7 @@ class CapturedStep:
         outs = None
         if self.why is None:
             numbers = self._numbers()
+        if self.why is None:
             placed = self._placed(ids, numbers[0]) if positions is None else positions
             if self._step is None or self._holds is None or not self._holds(*numbers):
                 outs = self._first(ids, mask, positions, placed, numbers)

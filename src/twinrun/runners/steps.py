@@ -12,6 +12,7 @@ from twinrun.errors import ConfigError, UnsupportedModelError, near_names
 from twinrun.models.model import Model
 from twinrun.runners.captured import CapturedStep, Store
 from twinrun.runners.compiled import CompiledStep
+from twinrun.runners.graphed import GraphedStep
 from twinrun.runners.packed import PackedStep
 from twinrun.runners.slots import slot_cache
 
@@ -83,4 +84,6 @@ def steps_of(step: str, cache: str, model: Model) -> Steps | None:
         raise UnsupportedModelError(
             f"{model.name} is compiled already, so there is no Python to capture; use step='eager'"
         )
+    if kind is CompiledStep and model.device.type == "cuda":
+        kind = GraphedStep
     return Steps(kind, model)
