@@ -3,11 +3,36 @@
 from __future__ import annotations
 
 from twinrun.models.model import Model
-from twinrun.models.zoo import CANDIDATES, CONFIGS, DTYPES, FAMILIES, KNOWN, ROUTED, make
+from twinrun.models.zoo import (
+    CACHE_KINDS,
+    CANDIDATES,
+    CONFIGS,
+    DTYPES,
+    FAMILIES,
+    KNOWN,
+    LEARNED,
+    OWN_WINDOW,
+    REFUSED,
+    ROUTED,
+    make,
+)
 from twinrun.runners.registry import build_runner
 from twinrun.runners.runner import ModelRunner
 
-__all__ = ["CANDIDATES", "CONFIGS", "DTYPES", "FAMILIES", "KNOWN", "ROUTED", "make", "runner"]
+__all__ = [
+    "CACHE_KINDS",
+    "CANDIDATES",
+    "CONFIGS",
+    "DTYPES",
+    "FAMILIES",
+    "KNOWN",
+    "LEARNED",
+    "OWN_WINDOW",
+    "REFUSED",
+    "ROUTED",
+    "make",
+    "runner",
+]
 
 
 def runner(name: str, model: Model) -> ModelRunner:

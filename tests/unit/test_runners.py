@@ -15,9 +15,14 @@ from twinrun.runners.registry import RUNNERS, build_runner
 ROWS = [[5, 9, 200, 31, 8, 77, 12], [44, 3], [17, 99, 250, 6]]
 
 
+WINDOWED = ("kv-cache:sliding", "kv-cache:rolling")
+"""Runners that want a model with a window."""
+EXACT = sorted(name for name, kind in RUNNERS.items() if kind.exact and name not in WINDOWED)
+
+
 @pytest.fixture(params=sorted(RUNNERS))
 def runner(request: pytest.FixtureRequest, shared_llama: tr.Model) -> Any:
-    return build_runner(request.param, shared_llama)
+    return build_runner(request.param, make("mistral") if request.param in WINDOWED else shared_llama)
 
 
 def test_scores_stand_at_their_positions(runner: Any) -> None:
@@ -30,20 +35,24 @@ def test_scores_stand_at_their_positions(runner: Any) -> None:
 
 
 def test_a_row_of_a_batch_is_the_row_alone(runner: Any) -> None:
-    """float64: 1e-13, where any leak between rows or from padding would be above 1e-4."""
+    """float64: 1e-13, where any leak between rows or from padding would be above 1e-4.
+
+    A quantised cache has one scale for all rows, so a row does feel its neighbours there.
+    """
     with runner.raised():
         batch = runner.score_batch(ROWS, [3, 1, 4])
         for row, start, scores in zip(ROWS, [3, 1, 4], batch, strict=True):
             alone = runner.score(row, start)
             got, want = scores.logits.rows(0, 99), alone.logits.rows(0, 99)
-            assert float((got - want).abs().max()) < 1e-13
+            gap = float((got - want).abs().max())
+            assert gap < 1e-13 if RUNNERS[runner.name].exact else gap < 0.5
 
 
 @pytest.mark.parametrize(
     "settings", [{}, {"temperature": 1.0, "top_k": 50, "top_p": 0.9, "seed": 4}], ids=["greedy", "sampled"]
 )
 def test_all_runners_write_the_same_text(shared_llama: tr.Model, settings: dict[str, Any]) -> None:
-    runs = [build_runner(name, shared_llama).generate(ROWS, 9, **settings) for name in RUNNERS]
+    runs = [build_runner(name, shared_llama).generate(ROWS, 9, **settings) for name in EXACT]
     assert all(run.tokens == runs[0].tokens for run in runs)
     for i, row in enumerate(ROWS):
         seed = settings.get("seed", 0) + i

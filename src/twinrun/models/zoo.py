@@ -125,6 +125,18 @@ KNOWN: dict[tuple[str, str, str], str] = {
     **{("phi3-long", name, dtype): _LONG_ROPE for name in CANDIDATES for dtype in DTYPES},
 }
 """(family, runner, dtype) that cannot pass, each with the reason. A test holds that each still fails."""
+OWN_WINDOW = ("mistral", "gemma2", "gemma2-cap", "gemma3", "cohere2", "starcoder2", "gptoss")
+LEARNED = ("gpt2", "opt", "gpt-pre", "gpt-post")
+CACHE_KINDS = ("sliding", "rolling", "prefix", "offloaded", "quantized")
+"""Kinds of cache beside the two in `CANDIDATES`."""
+REFUSED: dict[tuple[str, str], str] = {
+    **{(family, "sliding"): "no sliding-window layer" for family in FAMILIES if family not in OWN_WINDOW},
+    **{(family, "quantized"): "sliding-window layers" for family in OWN_WINDOW},
+    ("llama-rope", "rolling"): "other rotary frequencies",
+    ("phi3-long", "rolling"): "other rotary frequencies",
+    ("bloom", "rolling"): "ALiBi",
+}
+"""(family, kind of cache) that is refused before anything runs, with words of the reason."""
 
 
 def make(family: str, dtype: str = "float32", seed: int = 0) -> Model:

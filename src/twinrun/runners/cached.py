@@ -43,6 +43,7 @@ class CachedForward:
         self._is_static_fast = isinstance(self._read, CapturedStep) and not isinstance(
             self.cache, RollingCache
         )
+        self._is_whole = True
         try:
             self.features = self._forward(batch.ids[:, self.reused :], positions)[:, -1].clone()
         except RuntimeError as error:
@@ -62,7 +63,17 @@ class CachedForward:
         placed = positions if mask is not None else None
         if isinstance(self.cache, RollingCache):
             mask, placed = self.cache.handed(mask, positions, ids.shape[1])
-        return self._read(ids, mask=mask, positions=placed, cache=self.cache)
+        return self._run(ids, mask, placed)
+
+    def _run(self, ids: Tensor, mask: Any, placed: Tensor | None) -> Tensor:
+        self._is_whole, was_whole = False, self._is_whole
+        if not was_whole:
+            raise ConfigError(
+                "an earlier forward of this run failed and left half of it in the cache; start again"
+            )
+        out = self._read(ids, mask=mask, positions=placed, cache=self.cache)
+        self._is_whole = True
+        return out
 
     def advance(self, tokens: list[int]) -> None:
         """One forward of one token a row, at each row's own next position."""
@@ -71,7 +82,7 @@ class CachedForward:
             return
         # Small models take under a millisecond a step, so nothing is computed here that the step does not need.
         ids = torch.tensor(tokens, device=self._lengths.device)[:, None]
-        self.features = self._read(ids, cache=self.cache)[:, -1]
+        self.features = self._run(ids, None, None)[:, -1]
         self._behind += 1
         for row, token in zip(self.tokens, tokens, strict=True):
             row.append(token)

@@ -1,8 +1,8 @@
 """Steps of fixed shapes, recorded once as a CUDA graph and launched together: what "compiled" means on a CUDA device.
 
 A GPU's kernels for one token of a small model are shorter than their launches. A CUDA graph launches all of them at
-once, and wants every address and shape to stay: each step attends to all slots under a mask over the empty ones, and the
-slot to write is a tensor. The graph is recorded anew in every run, on that run's cache and the weights of that moment.
+once, and wants every address and shape to stay: each step attends to all slots under a mask over the empty ones, and
+the slot to write is a tensor. The graph is recorded anew in every run, on that run's cache and weights.
 
 Source: Ng et al. 2021, "Accelerating PyTorch with CUDA Graphs" (pytorch.org); torch's own `mode="reduce-overhead"` does
 the same behind `torch.compile`.

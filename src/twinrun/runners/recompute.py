@@ -58,6 +58,11 @@ class Recompute(ModelRunner):
         """Longest text; with a window there may be no limit."""
         return self.model.max_context if self.window is None else self.window.max_context
 
+    @property
+    def slides(self) -> bool:
+        """Whether forwards are fed the end of a text alone; `blame` then finds where they stand."""
+        return self.window is not None and self.window.positions.kind == "learned"
+
     def handed(self, prefix: list[int]) -> tuple[Tensor, Any]:
         """Return the ids `[1, tokens]` of one forward for the end of `prefix`, and its mask (None: the model's own)."""
         window, mask = self.window, None

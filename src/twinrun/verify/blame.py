@@ -18,7 +18,7 @@ from twinrun.verify.culprit import Blame
 from twinrun.verify.gaps import Gap, Noise, comparable, gaps
 from twinrun.verify.handed import findings
 from twinrun.verify.pinpoint import Scene, pinpoint
-from twinrun.verify.recorder import recording
+from twinrun.verify.recorder import recording, slides
 from twinrun.verify.shifted import shifted_rows
 
 By = Literal["module", "layer", "step"]
@@ -167,7 +167,7 @@ def _alone(side: Any, case: Case, wanted: Callable[[str], bool]) -> _Taken:
     whole: Activations | None = None
     scores: list[Scores] = []
     for row, start in zip(case.rows, case.starts, strict=True):
-        with recording(side.module, [row], wanted) as found:
+        with recording(side.module, [row], wanted, slides=slides(side)) as found:
             scores += side.score_batch([list(row)], [start])
         if whole is None:
             whole = found
@@ -179,7 +179,7 @@ def _alone(side: Any, case: Case, wanted: Callable[[str], bool]) -> _Taken:
 
 
 def _together(side: Any, case: Case, wanted: Callable[[str], bool]) -> _Taken:
-    with recording(side.module, case.rows, wanted) as found:
+    with recording(side.module, case.rows, wanted, slides=slides(side)) as found:
         scores = side.score_batch([list(row) for row in case.rows], list(case.starts))
     if not found.order and len(case.rows) > 1:  # it runs rows one by one
         return _alone(side, case, wanted)

@@ -89,7 +89,8 @@ def _positions(reference: Activations, candidate: Activations) -> Iterator[Findi
                 kind="positions",
                 row=number,
                 position=at,
-                text=f"the model was handed position id {given} for the token at {right}",
+                text=f"the model was handed position id {given} for the token at {at}"
+                + ("" if right == at else f", the reference {right}"),
             )
 
 

@@ -22,7 +22,11 @@ PENDING_BYTES = 32 * 2**20
 
 @contextmanager
 def recording(
-    core: nn.Module, rows: Sequence[Sequence[int]], wanted: Callable[[str], bool] = lambda _name: True
+    core: nn.Module,
+    rows: Sequence[Sequence[int]],
+    wanted: Callable[[str], bool] = lambda _name: True,
+    *,
+    slides: bool = False,
 ) -> Iterator[Activations]:
     """Record fingerprints of every module's inputs and outputs while a runner scores `rows` inside the block.
 
@@ -32,11 +36,12 @@ def recording(
         core: the model; hooks are set on all of its modules and gone after the block.
         rows: the texts that will be scored together, in the order of the batch.
         wanted: which modules, by name; the root has the name "".
+        slides: whether the runner may feed the end of a text alone.
 
     Cost: about a tenth of a forward; `8 * 17` bytes a position for each tensor, whatever its width.
     """
     found = Activations([Row(list(row)) for row in rows])
-    watch = Watch(rows)
+    watch = Watch(rows, slides=slides)
     found.forwards = watch.forwards
     recorder = _Recorder(watch, found)
     watch.on_end.append(recorder.end)
@@ -51,6 +56,11 @@ def recording(
         undo.enter_context(watching(core, watch))
         yield found
     recorder.finish()
+
+
+def slides(side: Any) -> bool:
+    """Whether a side says that it may feed the end of a text alone (`slides`), as a sliding recomputation does."""
+    return bool(getattr(side, "slides", False))
 
 
 @dataclass(slots=True)
@@ -183,7 +193,9 @@ class _Recorder:
 
     def _note_keys(self, now: Forward, name: str, part: nn.Module, mask: Any) -> None:
         self.into.attentions.add(name)
-        counts = visible_keys(mask, now, bool(getattr(part, "is_causal", True)))
+        layer = getattr(part, "layer_idx", None)
+        is_causal = bool(getattr(part, "is_causal", True))
+        counts = visible_keys(mask, now, is_causal, layer if isinstance(layer, int) else -1)
         if counts is None:
             return
         for i in range(len(now.starts)):
@@ -197,16 +209,18 @@ class _Recorder:
 _NOWHERE = Slot("", False, -1)
 
 
-def visible_keys(mask: Any, now: Forward, is_causal: bool) -> Tensor | None:
+def visible_keys(mask: Any, now: Forward, is_causal: bool, layer: int = -1) -> Tensor | None:
     """`[rows or 1, width]`: how many keys each query may attend to; None if the mask cannot be read.
 
-    No mask means causal attention over all slots so far, or over all of them where a module is not causal.
+    No mask means causal attention over all slots so far, or over all of them where a module is not causal. A `layer`
+    of the cache with a fixed number of slots shows no more than these.
     """
     past = now.cache[0] if now.cache else 0
     if mask is None:
         last = past + now.width
         ends = torch.arange(past + 1, last + 1) if is_causal else torch.full((now.width,), last)
-        return ends[None]
+        slots = now.slots[layer] if 0 <= layer < len(now.slots) else -1
+        return ends[None] if slots < 0 else ends[None].clamp_max(max(slots, now.width))
     if not isinstance(mask, Tensor) or mask.ndim != 4 or mask.shape[-2] != now.width:
         return None
     allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2

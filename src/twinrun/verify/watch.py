@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -27,7 +28,9 @@ class Forward:
     width: int
     starts: list[int]
     cache: tuple[int, ...]
-    """Cached slots of each layer before this forward; empty without a cache."""
+    """Tokens that each layer of the cache has seen before this forward; empty without a cache."""
+    slots: tuple[int, ...]
+    """Slots of each layer of the cache, -1 where it grows: no more keys than these can be read."""
     pads: list[int]
     strays: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Row -> (position, id) of the first slot that was fed another id than the text has there."""
@@ -43,11 +46,13 @@ class Forward:
 class Watch:
     """Forwards seen so far. `rows` are the texts being scored, known beforehand; their ids prove the alignment.
 
-    With `rows=None` nothing is known beforehand (a free run): positions follow from the cache alone.
+    With `rows=None` nothing is known beforehand (a free run): positions follow from the cache alone. With `slides` a
+    forward without a cache may be fed the end of a text alone, and stands where its ids do.
     """
 
-    def __init__(self, rows: Sequence[Sequence[int]] | None) -> None:
+    def __init__(self, rows: Sequence[Sequence[int]] | None, *, slides: bool = False) -> None:
         """Use `watching`, which sets the hooks."""
+        self.slides = slides
         self.rows = None if rows is None else [list(row) for row in rows]
         self.forwards: list[Forward] = []
         self.done: list[int] = [0] * (len(self.rows) if self.rows is not None else 1)
@@ -74,12 +79,14 @@ class Watch:
             self.done = [0] * ids.shape[0]
         cache = layer_lengths(by_name.get("past_key_values"))
         past = cache[0] if cache else 0
-        pads = _left_pads(self.asked.get("attention_mask"), ids.shape[0])
+        before = self.forwards[-1].pads if past and self.forwards else []
+        pads = _left_pads(self.asked.get("attention_mask"), ids.shape[0], before)
         now = Forward(
             index=len(self.forwards),
             width=ids.shape[1],
             starts=[past - p for p in pads],
             cache=cache,
+            slots=_slots(by_name.get("past_key_values")),
             pads=pads,
         )
         if self.rows is not None:
@@ -109,6 +116,11 @@ class Watch:
         for i, (row, fed) in enumerate(zip(self.rows, ids.tolist(), strict=True)):
             claimed = now.starts[i]
             wrong = _first_difference(row, fed, claimed)
+            if wrong is not None and self.slides and not now.cache:
+                ends = range(max(self.done[i] + 1, len(fed)), len(row) + 1)
+                found = next((e - len(fed) for e in ends if row[e - len(fed) : e] == fed), claimed)
+                claimed = now.starts[i] = found
+                wrong = _first_difference(row, fed, claimed)
             beyond = len(row) - claimed
             if wrong is None and not now.cache and beyond < len(fed):
                 now.strays[i] = (len(row), fed[beyond])
@@ -139,10 +151,25 @@ def layer_lengths(cache: Any) -> tuple[int, ...]:
     return tuple(int(layer.get_seq_length()) for layer in layers) or (int(cache.get_seq_length()),)
 
 
-def _left_pads(mask: Any, rows: int) -> list[int]:
-    if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[0] != rows:
-        return [0] * rows
-    return [int(n) for n in (mask.long().cumsum(-1) == 0).sum(-1).tolist()]
+def _slots(cache: Any) -> tuple[int, ...]:
+    """Slots of each layer of a transformers cache, -1 where it grows; empty for another kind of cache."""
+    layers = getattr(cache, "layers", None) or ()
+    return tuple(int(getattr(layer, "get_max_length", lambda: -1)()) for layer in layers)
+
+
+def _left_pads(mask: Any, rows: int, before: list[int]) -> list[int]:
+    """Padded slots on the left of each row: from the mask of the text, else from one that attention takes.
+
+    There a padded query sees nothing. A step that shows no padding has that of the forward `before` it.
+    """
+    if isinstance(mask, dict):
+        mask = next(iter(mask.values()), None)
+    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[0] == rows:
+        return [int(n) for n in (mask.long().cumsum(-1) == 0).sum(-1).tolist()]
+    if before or not isinstance(mask, Tensor) or mask.ndim != 4:
+        return before if len(before) == rows else [0] * rows
+    sees = (mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2).any(-1)[:, 0]
+    return [int(n) for n in (sees.long().cumsum(-1) == 0).sum(-1).expand(rows).tolist()]
 
 
 def by_name(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
