@@ -28,12 +28,7 @@ def test_packed_products_are_the_same_to_rounding(family: str) -> None:
     assert products >= 3 * 4 + 1  # four in each layer at least, and the head
 
 
-def test_packed_products_are_left_alone_in_float32_and_in_a_batch() -> None:
-    model = make("gpt2", "float32")
-    row = list(range(3, 30))
-    want = tr.KVCache(model).score(row, 5).logits.rows(0, 99)
-    got = tr.KVCache(model, "static", step="packed").score(row, 5).logits.rows(0, 99)
-    assert torch.equal(got, want)
+def test_packed_products_are_left_alone_in_a_batch() -> None:
     half = make("gpt2", "bfloat16")
     run = tr.KVCache(half, "static", step="packed").generate(ROWS, 6, stop_at_eos=False)
     assert run.tokens == tr.KVCache(half).generate(ROWS, 6, stop_at_eos=False).tokens

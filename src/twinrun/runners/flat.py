@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from twinrun.errors import UnsupportedModelError
+from twinrun.runners.views import has_effect, merge_views
 
 aten = torch.ops.aten
 WHOLE = 9223372036854775807
@@ -101,6 +102,7 @@ def flatten(graph: GraphModule, model: nn.Module, *, direct: bool = True) -> Fla
         UnsupportedModelError: the graph has parts that are no operator calls.
     """
     _simplify(graph)
+    merge_views(graph)
     return _Writer(graph, model, direct).write()
 
 
@@ -116,12 +118,7 @@ def _simplify(graph: GraphModule) -> None:
             graph.graph.erase_node(node)
         elif "_assert" in str(node.target):
             graph.graph.erase_node(node)
-    graph.graph.eliminate_dead_code(_has_effect)
-
-
-def _has_effect(node: Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return node.op in ("placeholder", "output") or bool(schema is not None and schema.is_mutable)
+    graph.graph.eliminate_dead_code(has_effect)
 
 
 def _tensor_of(module: nn.Module, key: str) -> Any:

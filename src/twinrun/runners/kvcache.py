@@ -35,7 +35,7 @@ class KVCache(ModelRunner):
         **options: settings of that kind: `window` (rolling), `entries` (prefix), `bits`, `backend`,
             `residual_length`, `group_size` (quantized).
         step: how a forward of one token runs: "eager" is the model's own forward; "captured" replays a graph of it
-            without the model's Python, bit for bit; "packed" rewrites half-precision products in that graph for one
+            without the model's Python, bit for bit; "packed" makes its products matrix times vector for one
             row on a processor; "compiled" compiles it (`docs/decode.md`). All want cache="static" or "rolling" and
             attend to filled slots only.
 

@@ -26,7 +26,7 @@ STEPS: dict[str, type[CapturedStep] | None] = {
 STEP_SUMMARIES = {
     "captured": ("steps replay a graph, bit for bit", "refused where a forward reads numbers out of tensors"),
     "packed": (
-        "steps replay a graph with half-precision products of one row rewritten",
+        "steps replay a graph whose products of one row are matrix times vector",
         "for batch 1 on a processor",
     ),
     "compiled": ("steps run a compiled graph", "half a minute to compile"),
