@@ -14,12 +14,20 @@ BENCHMARKS = ROOT / "benchmarks"
 TIMED = ["single_pass.py", "streamed_kl.py", "trace_cost.py", "blame_cost.py"]
 SHAPED = ["single_pass.py", "streamed_kl.py", "blame_cost.py"]
 """Those whose model is built from a named shape."""
+DECODE = ["decode_gpt.py", "decode_gpt2.py", "decode_qwen.py"]
 ON_CUDA = "gpu_score.py"
 KEYS = {"benchmark", "schema", "about", "quick", "config", "arms", "ratios", "bars", "bars_apply", "passed"}
 ARMS = {
     "single_pass.py": {"single pass", "bare forward", "single pass (A/A)", "kv cache, one forward a token"},
     "streamed_kl.py": {"streamed", "whole", "streamed (A/A)"},
     "trace_cost.py": {"recompute, untraced", "recompute, traced to disk", "kv-cache:dynamic, traced"},
+    "decode_gpt.py": {
+        "kv-cache:static+captured",
+        "kv-cache:rolling+captured",
+        "kv-cache:static+captured (A/A)",
+    },
+    "decode_gpt2.py": {"captured, float32", "packed, bfloat16", "generate, float32"},
+    "decode_qwen.py": {"packed", "captured", "generate, dynamic cache", "generate, static cache"},
     "blame_cost.py": {"one forward", "one forward (A/A)", "blame"},
 }
 
@@ -41,7 +49,7 @@ def read(text: str) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", TIMED)
+@pytest.mark.parametrize("script", [*TIMED, *DECODE])
 def test_a_quick_run_writes_a_whole_record(script, tmp_path):
     out = tmp_path / "deep" / "record.json"
     done = start(script, "--quick", "--out", str(out))

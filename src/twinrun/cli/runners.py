@@ -15,14 +15,14 @@ def register(app: typer.Typer) -> None:
         """List the runners: the plain way and the faster ways."""
         from rich.table import Table
 
-        from twinrun.runners.registry import RUNNERS
+        from twinrun.runners.registry import FAST, RUNNERS
 
         table = Table("name", "exact", "what it does", "limits", box=None)
-        for name, kind in RUNNERS.items():
+        for name, kind in {**RUNNERS, **FAST}.items():
             table.add_row(name, "yes" if kind.exact else "lossy", kind.summary, kind.limits)
         console(as_json).print(table)
         rows = [
             {"name": name, "exact": kind.exact, "summary": kind.summary, "limits": kind.limits}
-            for name, kind in RUNNERS.items()
+            for name, kind in {**RUNNERS, **FAST}.items()
         ]
         emit({"runners": rows}, as_json)

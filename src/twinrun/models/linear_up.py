@@ -33,10 +33,10 @@ class Up(TorchFunctionMode):
     every norm.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        """Serve `dtype`: float32 or float64."""
+    def __init__(self, dtype: torch.dtype, *, slices: bool = True) -> None:
+        """Serve `dtype`: float32 or float64. `slices` says whether weights below it are to be met at all."""
         super().__init__()
-        self.dtype = dtype
+        self.dtype, self.slices = dtype, slices
         self.is_double = dtype == torch.float64
         self._scratch: Tensor | None = None
 

@@ -132,7 +132,7 @@ def raised(
                     part.register_forward_hook(lambda *_, u=unit: u.down(), always_call=True).remove
                 )
         if dtype == torch.float64 or budget_bytes < 0:
-            undo.enter_context(Up(dtype))
+            undo.enter_context(Up(dtype, slices=budget_bytes < 0))
         undo.callback(_UP.__setitem__, module, _UP.get(module))
         _UP[module] = dtype
         yield

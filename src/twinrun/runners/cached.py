@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from twinrun.errors import ConfigError, ShapeError
+from twinrun.runners.captured import CapturedStep
 from twinrun.runners.forward import Padded, Reader
 from twinrun.runners.ring import RollingCache
 from twinrun.runners.rollback import roll_back
@@ -28,7 +29,7 @@ class CachedForward:
         self, runner: KVCache, read: Callable[..., Tensor], prompts: list[list[int]], num_steps: int
     ) -> None:
         """Run the prompts, or what of them no kept cache holds already (`reused` tokens)."""
-        self._runner, self._read = runner, read
+        self._runner, self._read = runner, runner.stepped(read)
         batch = Padded.of(prompts, runner.model.pad_id, runner.model.device)
         self.tokens = [list(prompt) for prompt in prompts]
         """Tokens of each row that the cache holds."""
@@ -38,17 +39,33 @@ class CachedForward:
         )
         positions = batch.positions[:, self.reused :]
         self._lengths = batch.positions[:, -1:] + 1
+        self._behind = 0
+        self._is_static_fast = isinstance(self._read, CapturedStep) and not isinstance(
+            self.cache, RollingCache
+        )
         self._is_whole = True
         try:
             self.features = self._forward(batch.ids[:, self.reused :], positions)[:, -1].clone()
         except RuntimeError as error:
             raise runner.refusal(error) from error
 
+    def _catch_up(self) -> None:
+        """Count steps in `_lengths` that were taken without it."""
+        self._lengths = self._lengths + self._behind
+        self._behind = 0
+
+    def step_settings(self) -> dict[str, Any]:
+        """What a record says about a fast step; empty for the model's own forward."""
+        return self._read.settings() if isinstance(self._read, CapturedStep) else {}
+
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         mask: Any = self.mask
         placed = positions if mask is not None else None
         if isinstance(self.cache, RollingCache):
             mask, placed = self.cache.handed(mask, positions, ids.shape[1])
+        return self._run(ids, mask, placed)
+
+    def _run(self, ids: Tensor, mask: Any, placed: Tensor | None) -> Tensor:
         self._is_whole, was_whole = False, self._is_whole
         if not was_whole:
             raise ConfigError(
@@ -60,7 +77,15 @@ class CachedForward:
 
     def advance(self, tokens: list[int]) -> None:
         """One forward of one token a row, at each row's own next position."""
-        self.advance_by([[token] for token in tokens])
+        if self.mask is not None or not self._is_static_fast:
+            self.advance_by([[token] for token in tokens])
+            return
+        # Small models take under a millisecond a step, so nothing is computed here that the step does not need.
+        ids = torch.tensor(tokens, device=self._lengths.device)[:, None]
+        self.features = self._run(ids, None, None)[:, -1]
+        self._behind += 1
+        for row, token in zip(self.tokens, tokens, strict=True):
+            row.append(token)
 
     def advance_by(self, rows: list[list[int]]) -> Tensor:
         """One forward of as many tokens for every row; returns the features of all of them, `[rows, tokens, width]`.
@@ -74,6 +99,7 @@ class CachedForward:
                 f"{len(self.tokens)} rows are under way and {[len(r) for r in rows]} tokens were given; "
                 "give every row as many, at least one"
             )
+        self._catch_up()
         ids = torch.tensor(rows, device=self._lengths.device)
         if self.mask is not None:
             self.mask = torch.cat([self.mask, self.mask.new_ones(len(rows), count)], dim=1)
@@ -97,6 +123,7 @@ class CachedForward:
         roll_back(self.cache, count)
         if count == 0:
             return
+        self._catch_up()
         if self.mask is not None:
             self.mask = self.mask[:, :-count]
         self._lengths = self._lengths - count

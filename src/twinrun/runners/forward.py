@@ -110,11 +110,14 @@ class Reader:
         self._caught = caught
         self._newest: tuple[Tensor, Tensor] | None = None
         self.routes = routes
+        self.step_note = ""
+        """What a fast step that ran for this reader adds to `path`."""
 
     @property
     def path(self) -> str:
         """How the logits come about, for the record."""
-        return "streamed from hidden states" if self._caught is not None else "the model's own forward"
+        source = "streamed from hidden states" if self._caught is not None else "the model's own forward"
+        return source + self.step_note
 
     def __call__(
         self, ids: Tensor, *, mask: Any = None, positions: Tensor | None = None, cache: Any = None
@@ -132,6 +135,19 @@ class Reader:
         if is_first:
             self.check()
         return hidden
+
+    def took(self, outs: list[Tensor], shape: torch.Size) -> Tensor:
+        """Take one forward that ran elsewhere: logits `[rows, 1, vocab]`, hidden states, what routers returned."""
+        logits, rest = outs[0], outs[1:]
+        self.routes.put(rest[1:] if self._model.layout.streams else rest)
+        self.routes.end_forward(shape)
+        if self._caught is None:
+            return logits
+        self._caught.clear()
+        is_first, self._newest = self._newest is None, (rest[0], logits)
+        if is_first:
+            self.check()
+        return rest[0]
 
     def check(self) -> None:
         """Hold the newest forward's last row against head(hidden); raise `TailMismatch` unless equal bit for bit."""
@@ -173,7 +189,7 @@ def reading(model: Model, *, stream: bool = True) -> Iterator[Reader]:
     with ExitStack() as undo:
         if stream and not model.is_compiled and model.layout.streams:
             caught = []
-            undo.callback(model.layout.body.register_forward_hook(_catch(caught)).remove)
+            undo.callback(model.layout.body.register_forward_hook(catch_output(caught)).remove)
         yield Reader(model, caught, undo.enter_context(RouteRecorder.on(model)))
 
 
@@ -182,7 +198,9 @@ def cache_lengths(cache: Any) -> tuple[int, ...]:
     return () if cache is None else tuple(int(layer.get_seq_length()) for layer in cache.layers)
 
 
-def _catch(into: list[Tensor]) -> Any:
+def catch_output(into: list[Tensor]) -> Any:
+    """Return a forward hook that puts a module's output, or the first of several, into a list."""
+
     def hook(_module: nn.Module, _args: Any, output: Any) -> None:
         into.append(output if isinstance(output, Tensor) else output[0])
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from twinrun.errors import ConfigError, near_names
 from twinrun.models.model import Model, Prompt
 from twinrun.records.run import Observer, Run, Step
-from twinrun.runners.sampling import Sampling, choose
+from twinrun.runners.sampling import Choice, Sampling, choose_all
 
 if TYPE_CHECKING:
     from twinrun.runners.runner import ModelRunner
@@ -56,7 +56,7 @@ def run_freely(
     began = time.perf_counter()
     with torch.inference_mode():
         rows = _Rows(model, prompts, sampling)
-        steps = _loop(runner, rows, max_new_tokens, observe)
+        steps, how = _loop(runner, rows, max_new_tokens, observe)
     texts = [model.decode(t) for t in rows.new]
     return Run(
         runner=runner.name,
@@ -67,7 +67,7 @@ def run_freely(
         texts=None if model.tokenizer is None else [t or "" for t in texts],
         finish=[why or "length" for why in rows.finish],
         steps=steps,
-        settings={"max_new_tokens": max_new_tokens, **asdict(sampling)},
+        settings={"max_new_tokens": max_new_tokens, **asdict(sampling), **how},
         seconds=time.perf_counter() - began,
     )
 
@@ -79,58 +79,61 @@ class _Rows:
         self.prompts, self._sampling, self._pad = prompts, sampling, model.pad_id
         self._eos = model.eos_ids if sampling.stop_at_eos else frozenset()
         self._generators = sampling.generators(len(prompts))
+        self._ends = [len(p) - 1 for p in prompts]
         self.new: list[list[int]] = [[] for _ in prompts]
         self.finish: list[str | None] = [None] * len(prompts)
+        self.done = False
 
-    @property
-    def done(self) -> bool:
-        return all(self.finish)
-
-    def choose(self, logits: Tensor) -> tuple[list[int | None], list[float | None]]:
-        """Choose for every unfinished row."""
-        tokens: list[int | None] = []
-        logprobs: list[float | None] = []
-        for i, generator in enumerate(self._generators):
-            if self.finish[i]:
-                tokens.append(None)
-                logprobs.append(None)
-                continue
-            token, logprob = choose(logits[i], self._sampling, generator)
-            self.new[i].append(token)
-            if token in self._eos:
-                self.finish[i] = "eos"
-            tokens.append(token)
-            logprobs.append(logprob)
-        return tokens, logprobs
+    def choose(self, logits: Tensor) -> Choice:
+        """Choose for every unfinished row, and note which rows end."""
+        chosen = choose_all(logits, self._sampling, self._generators, self.finish)
+        eos = self._eos
+        for row, token in enumerate(chosen.tokens):
+            if token is not None:
+                self._ends[row] += 1
+                self.new[row].append(token)
+                if token in eos:
+                    self.finish[row] = "eos"
+                    self.done = all(self.finish)
+        return chosen
 
     def positions(self, tokens: list[int | None]) -> list[int | None]:
         """Absolute position of each token just committed."""
-        ends = [len(p) + len(n) - 1 for p, n in zip(self.prompts, self.new, strict=True)]
-        return [None if t is None else end for t, end in zip(tokens, ends, strict=True)]
+        return [None if t is None else end for t, end in zip(tokens, self._ends, strict=True)]
+
+    def stop(self) -> None:
+        """End every row that is still running."""
+        self.finish = [why or "stopped" for why in self.finish]
+        self.done = True
 
     def fill(self, tokens: list[int | None]) -> list[int]:
         """Replace the tokens of finished rows by padding."""
         return [self._pad if t is None else t for t in tokens]
 
 
-def _loop(runner: ModelRunner, rows: _Rows, max_new_tokens: int, observe: Observer | None) -> list[Step]:
+def _loop(
+    runner: ModelRunner, rows: _Rows, max_new_tokens: int, observe: Observer | None
+) -> tuple[list[Step], dict[str, Any]]:
     decoding = runner.start(rows.prompts, max_new_tokens)
     steps: list[Step] = []
+    clock = time.perf_counter
     for index in range(max_new_tokens):
-        began = time.perf_counter()
-        tokens, logprobs = rows.choose(decoding.logits())
+        began = clock()
+        chosen = rows.choose(decoding.logits())
+        tokens = chosen.tokens
         step = Step(
             index=index,
             tokens=tokens,
             positions=rows.positions(tokens),
-            logprobs=logprobs,
-            seconds=time.perf_counter() - began,
+            logprobs=chosen.logprobs,
+            seconds=clock() - began,
             cache_lengths=decoding.cache_lengths(),
         )
         steps.append(step)
         if observe is not None and observe(step):
-            rows.finish = [why or "stopped" for why in rows.finish]
+            rows.stop()
         if rows.done:
             break
         decoding.commit(rows.fill(tokens))
-    return steps
+    settings: dict[str, Any] = getattr(decoding, "settings", dict)()
+    return steps, settings

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,12 +15,14 @@ from twinrun.models.model import Model, Prompt
 from twinrun.records.scores import Scores
 from twinrun.runners.cached import CachedForward
 from twinrun.runners.caches import PrefixOptions, cache_kind, parse_options
-from twinrun.runners.forward import Reader, TailMismatch, cache_lengths, forward, reading
+from twinrun.runners.decoding import CachedDecoding
+from twinrun.runners.forward import Reader, TailMismatch, reading
 from twinrun.runners.generation import as_batch
 from twinrun.runners.prefix import PrefixStore
 from twinrun.runners.routing import RouteRecorder
 from twinrun.runners.runner import ModelRunner
 from twinrun.runners.running import Running
+from twinrun.runners.steps import steps_of
 
 
 class KVCache(ModelRunner):
@@ -33,6 +34,10 @@ class KVCache(ModelRunner):
             stands in `docs/kv-caches.md`.
         **options: settings of that kind: `window` (rolling), `entries` (prefix), `bits`, `backend`,
             `residual_length`, `group_size` (quantized).
+        step: how a forward of one token runs: "eager" is the model's own forward; "captured" replays a graph of it
+            without the model's Python, bit for bit; "packed" makes its products matrix times vector for one
+            row on a processor; "compiled" compiles it (`docs/decode.md`). All want cache="static" or "rolling" and
+            attend to filled slots only.
 
     Raises:
         ConfigError: unknown kind or setting, or a kind that needs a window where there is none.
@@ -49,12 +54,14 @@ class KVCache(ModelRunner):
 
     kind = "kv-cache"
 
-    def __init__(self, model: Model, cache: str = "dynamic", **options: Any) -> None:
-        """Choose the cache kind and its settings."""
+    def __init__(self, model: Model, cache: str = "dynamic", *, step: str = "eager", **options: Any) -> None:
+        """Choose the cache kind, its settings, and how a step runs."""
         super().__init__(model)
         self.cache = cache
         self.options = parse_options(cache, options)
         self._maker = cache_kind(cache).prepare(model, self.options)
+        self.step = step
+        self._steps = steps_of(step, cache, model)
         self._prefixes = (
             PrefixStore(self.options.entries) if isinstance(self.options, PrefixOptions) else None
         )
@@ -69,7 +76,8 @@ class KVCache(ModelRunner):
             for f in fields(self.options)
             if (value := getattr(self.options, f.name)) != f.default
         ]
-        return f"{self.kind}:{self.cache}" + (f"({', '.join(changed)})" if changed else "")
+        step = "" if self._steps is None else f"+{self.step}"
+        return f"{self.kind}:{self.cache}{step}" + (f"({', '.join(changed)})" if changed else "")
 
     @property
     def max_context(self) -> int | None:
@@ -78,7 +86,13 @@ class KVCache(ModelRunner):
 
     def new_cache(self, length: int) -> Any:
         """Return an empty cache for `length` tokens a row."""
+        if self._steps is not None and self.cache == "static":
+            return self._steps.new_cache(length)
         return self._maker.make(length)
+
+    def stepped(self, read: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Return what runs the forwards of one run: `read`, or the fast step around it."""
+        return read if self._steps is None else self._steps.begin(read)
 
     def begin(self, rows: list[list[int]], length: int, routes: RouteRecorder | None) -> tuple[Any, int]:
         """Return a cache for a batch, and how many tokens of its only row it holds already.
@@ -164,6 +178,7 @@ class KVCache(ModelRunner):
                 state.advance(tokens)
                 columns.append(state.features)
             read.check()
+            read.step_note = _step_note(state.step_settings())
             features = torch.stack(columns, dim=1)
             seconds = (time.perf_counter() - began) / len(rows)
             scores = []
@@ -190,29 +205,9 @@ def _routes_of(read: Reader, row: int, length: int, count: int, num_steps: int) 
     return found
 
 
-class CachedDecoding:
-    """A free run with a cache."""
-
-    def __init__(self, runner: KVCache, rows: list[list[int]], new_tokens: int) -> None:
-        """Nothing runs before the first call of `logits`."""
-        self._runner, self._rows, self._new_tokens = runner, rows, new_tokens
-        self._state: CachedForward | None = None
-        self._pending: list[int] = []
-
-    def logits(self) -> Tensor:
-        """The prompt's forward the first time, one of one token a row later."""
-        if self._state is None:
-            last_logits = partial(forward, self._runner.model)
-            self._state = CachedForward(self._runner, last_logits, self._rows, self._new_tokens)
-        elif self._pending:
-            self._state.advance(self._pending)
-            self._pending = []
-        return self._state.features
-
-    def commit(self, tokens: list[int]) -> None:
-        """Feed these at the next call of `logits`."""
-        self._pending = tokens
-
-    def cache_lengths(self) -> tuple[int, ...]:
-        """Cached positions a layer."""
-        return cache_lengths(self._state.cache) if self._state is not None else ()
+def _step_note(told: dict[str, Any]) -> str:
+    """Say in a path how steps ran: by a graph, or why not."""
+    if not told:
+        return ""
+    why = told.get("step_fallback")
+    return f", {told['step']} step" if why is None else f", {told['step']} step not used: {why}"

@@ -13,6 +13,7 @@ from twinrun.runners.kvcache import KVCache
 from twinrun.runners.recompute import Recompute
 from twinrun.runners.runner import ModelRunner
 from twinrun.runners.singlepass import SinglePass
+from twinrun.runners.steps import SLOTTED, STEP_SUMMARIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,14 @@ RUNNERS: dict[str, RunnerKind] = {
     },
     "single-pass": RunnerKind(SinglePass, "one forward for prompt and continuation (scoring)", True),
 }
+FAST: dict[str, RunnerKind] = {
+    f"kv-cache:{cache}+{step}": RunnerKind(
+        partial(KVCache, cache=cache, step=step), f"{CACHES[cache].summary}; {summary}", True, limits
+    )
+    for cache in SLOTTED
+    for step, (summary, limits) in STEP_SUMMARIES.items()
+}
+"""Fast steps by name: a cache with slots, a plus sign, the step."""
 ALIASES = {"kv-cache": "kv-cache:dynamic"}
 
 
@@ -45,8 +54,9 @@ def build_runner(name: str, model: Model) -> ModelRunner:
         ConfigError: no such runner; names near ones and the command that lists them.
     """
     full = ALIASES.get(name, name)
-    if full not in RUNNERS:
+    known = {**RUNNERS, **FAST}
+    if full not in known:
         raise ConfigError(
-            f"no runner named {name!r}.{near_names(name, RUNNERS)} `twinrun runners` lists all {len(RUNNERS)}"
+            f"no runner named {name!r}.{near_names(name, known)} `twinrun runners` lists all {len(known)}"
         )
-    return RUNNERS[full].build(model)
+    return known[full].build(model)

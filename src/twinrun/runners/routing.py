@@ -37,6 +37,16 @@ class RouteRecorder:
         logits = next(t for t in output if t.is_floating_point())
         self._now.append((ids.reshape(-1, ids.shape[-1]), logits.reshape(-1, logits.shape[-1]).float()))
 
+    def take(self) -> list[Tensor]:
+        """Hand over what routers returned in the forward that is under way: ids and logits of each in turn."""
+        taken = [tensor for pair in self._now for tensor in pair]
+        self._now.clear()
+        return taken
+
+    def put(self, taken: list[Tensor]) -> None:
+        """Take what `take` handed over, as if the routers had returned it now."""
+        self._now = list(zip(taken[::2], taken[1::2], strict=True))
+
     @property
     def is_on(self) -> bool:
         """Whether there is anything to record."""

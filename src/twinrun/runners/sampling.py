@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from twinrun.errors import ConfigError, NonFiniteError
+
+_NAN = "the logits of the next token hold NaN; verify the model one precision up (twinrun verify)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +42,52 @@ class Sampling:
         return [torch.Generator().manual_seed(self.seed + i) for i in range(num_rows)]
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a step commits: a token a row with its log-probability, None for rows that have ended."""
+
+    tokens: list[int | None]
+    logprobs: list[float | None]
+
+
+def choose_all(
+    logits: Tensor,
+    sampling: Sampling,
+    generators: Sequence[torch.Generator],
+    ended: Sequence[object],
+) -> Choice:
+    """Choose a token for every row of `[rows, vocab]` that has not ended.
+
+    Greedy choice takes the first of the largest log-probabilities in float32: one log-softmax and one maximum for the
+    whole batch, on the device of the logits. Drawing goes row by row; see `choose`.
+
+    Raises:
+        NonFiniteError: a row that has not ended holds NaN, or no finite number.
+    """
+    if sampling.temperature != 0:
+        return _draw_all(logits, sampling, generators, ended)
+    best, ids = torch.log_softmax(logits.float(), dim=-1).max(dim=-1)
+    tokens, logprobs = cast("list[int | None]", ids.tolist()), cast("list[float | None]", best.tolist())
+    for row, why in enumerate(ended):
+        if why:
+            tokens[row] = logprobs[row] = None
+        elif logprobs[row] != logprobs[row]:
+            raise NonFiniteError(_NAN)
+    return Choice(tokens, logprobs)
+
+
+def _draw_all(
+    logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generator], ended: Sequence[object]
+) -> Choice:
+    tokens: list[int | None] = []
+    logprobs: list[float | None] = []
+    for row, (generator, why) in enumerate(zip(generators, ended, strict=True)):
+        token, logprob = (None, None) if why else choose(logits[row], sampling, generator)
+        tokens.append(token)
+        logprobs.append(logprob)
+    return Choice(tokens, logprobs)
+
+
 def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> tuple[int, float]:
     """Choose a token from one row of logits `[vocab]`; return it with its log-probability under the raw row.
 
@@ -51,9 +101,7 @@ def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> tu
     """
     logp = torch.log_softmax(logits.float().cpu(), dim=-1)
     if torch.isnan(logp).any():
-        raise NonFiniteError(
-            "the logits of the next token hold NaN; verify the model one precision up (twinrun verify)"
-        )
+        raise NonFiniteError(_NAN)
     if sampling.temperature == 0:
         token = int(logp.argmax())
         return token, float(logp[token])

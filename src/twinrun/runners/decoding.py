@@ -1,0 +1,46 @@
+"""A free run that keeps keys and values: the prompt once, then one token a row at a time."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from twinrun.runners.cached import CachedForward
+from twinrun.runners.forward import cache_lengths, forward
+
+if TYPE_CHECKING:
+    from twinrun.runners.kvcache import KVCache
+
+
+class CachedDecoding:
+    """A free run with a cache."""
+
+    def __init__(self, runner: KVCache, rows: list[list[int]], new_tokens: int) -> None:
+        """Nothing runs before the first call of `logits`."""
+        self._runner, self._rows, self._new_tokens = runner, rows, new_tokens
+        self._state: CachedForward | None = None
+        self._pending: list[int] = []
+
+    def logits(self) -> Tensor:
+        """The prompt's forward the first time, one of one token a row later."""
+        if self._state is None:
+            last_logits = partial(forward, self._runner.model)
+            self._state = CachedForward(self._runner, last_logits, self._rows, self._new_tokens)
+        elif self._pending:
+            self._state.advance(self._pending)
+            self._pending = []
+        return self._state.features
+
+    def commit(self, tokens: list[int]) -> None:
+        """Feed these at the next call of `logits`."""
+        self._pending = tokens
+
+    def cache_lengths(self) -> tuple[int, ...]:
+        """Cached positions a layer."""
+        return cache_lengths(self._state.cache) if self._state is not None else ()
+
+    def settings(self) -> dict[str, Any]:
+        """What the record of a run says about a fast step."""
+        return self._state.step_settings() if self._state is not None else {}
