@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from twinrun.bench.cache import watching
+from twinrun.bench.cache import SeenCache, watching
 from twinrun.bench.flops import Flops, count_flops
 from twinrun.bench.memory import peak_extra_bytes, peak_resident_bytes
 from twinrun.bench.passage import Passage, run_forced
+from twinrun.records.run import Step
 
 PROFILED_TOKENS = 16
 """Tokens of the run under the profiler, which keeps a record of every allocation."""
@@ -53,16 +54,20 @@ def measure_facts(
 ) -> Facts:
     """Run a runner untimed: two tokens, then whole for the kernel's high-water mark, then profiled, then counted.
 
-    Cost: one whole run, one of up to 16 tokens under the profiler, and four prompts.
+    Cost: one whole run, one of up to 16 tokens under the profiler, and three prompts.
     """
     prompt = list(ids[:length])
     tick("first run")
     run_forced(runner, prompt, new_tokens, stop_after=2)
     tick("resident memory")
     kept: list[Passage] = []
-    resident = peak_resident_bytes(lambda: kept.append(run_forced(runner, prompt, new_tokens)))
-    if not kept:  # this kernel has no high-water mark; the run is the warm-up all the same
-        kept.append(run_forced(runner, prompt, new_tokens))
+    with watching(getattr(runner, "module", None)) as seen:
+        held = _Held(seen, new_tokens)
+        resident = peak_resident_bytes(
+            lambda: kept.append(run_forced(runner, prompt, new_tokens, on_step=held))
+        )
+        if not kept:  # this kernel has no high-water mark; the run is the warm-up all the same
+            kept.append(run_forced(runner, prompt, new_tokens, on_step=held))
     tick("tensor memory")
     on_cuda = device.type == "cuda"
     profiled = new_tokens if on_cuda else min(new_tokens, PROFILED_TOKENS)
@@ -76,18 +81,19 @@ def measure_facts(
         tensor_peak_tokens=profiled,
         resident_peak_bytes=resident,
         cuda_peak_bytes=peak if on_cuda else None,
-        cache_bytes=_cache_bytes(runner, ids, length, new_tokens),
+        cache_bytes=held.num_bytes,
         flops=flops,
         passage=kept[0],
     )
 
 
-def _cache_bytes(runner: Any, ids: Sequence[int], length: int, new_tokens: int) -> int | None:
-    """Bytes of the cache when the last token is there: of a run that is two tokens short of the end when it starts."""
-    back = min(2, new_tokens)
-    found: list[int | None] = []
-    with watching(getattr(runner, "module", None)) as seen:
-        run_forced(
-            runner, ids[: length + new_tokens - back], back, on_step=lambda _: found.append(seen.num_bytes)
-        )
-    return found[-1]
+class _Held:
+    """Asks what the cache holds at the last step, while it is still there."""
+
+    def __init__(self, seen: SeenCache, new_tokens: int) -> None:
+        self._seen, self._last = seen, new_tokens - 1
+        self.num_bytes: int | None = None
+
+    def __call__(self, step: Step) -> None:
+        if step.index >= self._last:
+            self.num_bytes = self._seen.num_bytes

@@ -13,7 +13,9 @@ OVER = (
 )
 NO_CACHE = "recomputes the prefix, so arithmetic is its limit: see mfu"
 ROUTED = "a mixture of experts: a token reads some of the weights only"
-OVER_READ = "over 100 %: part came from a nearer cache than the ceiling's, or that was measured in a slower moment"
+OVER_READ = (
+    "over 100 %: part came from a nearer cache than the ceiling's, or that was measured in a slower moment"
+)
 IN_CACHE = (
     "what a token reads fits into the last-level cache ({:,.0f} MiB), so memory bandwidth is no ceiling; held "
     "against reads of as many bytes out of that cache"

@@ -86,7 +86,7 @@ def seconds(value: float | None) -> str:
 
     Example:
         >>> seconds(0.00123), seconds(0.0561), seconds(2.5), seconds(None)
-        ('1.23 ms', '56.1 ms', '2.5 s', '–')
+        ('1.23 ms', '56.1 ms', '2.50 s', '–')
     """
     if value is None:
         return NONE
@@ -108,7 +108,10 @@ def share(value: float | None) -> str:
         >>> share(0.5), share(0.0123), share(None)
         ('50 %', '1.2 %', '–')
     """
-    return NONE if value is None else f"{value * 100:.{0 if value >= 0.0995 else 1}f} %"
+    if value is None:
+        return NONE
+    places = 0 if value >= 0.0995 else 1 if value >= 0.00995 else 2
+    return f"{value * 100:.{places}f} %"
 
 
 def _speed(cell: Row, *, first: bool) -> list[str]:
@@ -164,7 +167,7 @@ def _ceiling(cell: Row) -> list[str]:
         ]
     reads = share(decode["mbu"])
     if decode["cache_read_share"] is not None:
-        reads = f"{share(decode['cache_read_share'])} of cache"
+        reads = f"{share(decode['cache_read_share'])} (cache)"
     return [
         f"{_operations(cell['prefill']['flops'])} / {_operations(decode['flops_per_token'])}",
         share(cell["prefill"]["mfu"]),
@@ -177,7 +180,7 @@ def _operations(value: float | None) -> str:
     if value is None:
         return NONE
     power = min(5, max(0, int(math.log10(max(value, 1)) // 3)))
-    return f"{_three(value / 1000**power)} {('', 'k', 'M', 'G', 'T', 'P')[power]}"
+    return f"{_three(value / 1000**power)}{('', 'k', 'M', 'G', 'T', 'P')[power]}"
 
 
 def _ceilings(found: Row) -> str:
@@ -228,5 +231,6 @@ def _three(value: float) -> str:
     """Three digits without an exponent."""
     if value == 0:
         return "0"
+    value = float(f"{value:.3g}")
     places = max(0, 2 - math.floor(math.log10(abs(value))))
     return f"{value:,.{places}f}" if places < 3 else f"{value:.{places}f}"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 PANELS = (
     ("prefill", ("seconds_p10", "seconds_median", "seconds_p90"), "prefill: time to the first token"),
-    ("decode", ("token_seconds_p10", "token_seconds_p50", "token_seconds_p90"), "decode: time of a token"),
+    ("decode", ("token_seconds_p10", "token_seconds_p50", "token_seconds_p90"), "decode: time a token"),
 )
 MARKS = {"identical": "o", "equivalent": "o", "reference": "s", "lossy": "^", "different": "x"}
 

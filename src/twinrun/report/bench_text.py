@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> T
         header_style="dim",
     )
     for head in heads:
-        shown = head.replace(" (p10–p90)", "\n(p10–p90)").replace(", prompt", ",\nprompt")
+        shown = re.sub(r" (?=\(p10|MFU|reads|memory)|(?<=,) ", "\n", head)
         table.add_column(shown, justify="left" if head in ("runner", "verdict") else "right", overflow="fold")
     before = None
     for row in rows:
