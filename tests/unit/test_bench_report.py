@@ -56,7 +56,7 @@ def cell(
         "decode": decode,
         "total": timing(seconds * 5),
         "cache": {"bytes_end": 182_000},
-        "memory": {"tensor_peak_bytes": 452_000, "cuda_peak_bytes": None},
+        "memory": {"tensor_peak_bytes": 452_000, "resident_peak_bytes": None, "cuda_peak_bytes": None},
         "speed_up": None if speed is None else {"total": speed},
         "text": {"first_difference": None},
         **more,

@@ -54,20 +54,25 @@ def held_bytes(holder: Any) -> int:
         >>> held_bytes({"keys": [x, x[:2]], "values": torch.zeros(2)})
         24
     """
-    storages: dict[tuple[str, int], int] = {}
-    _collect(holder, storages, set(), 0)
-    return sum(storages.values())
+    return sum(storages(holder).values())
 
 
-def _collect(value: Any, storages: dict[tuple[str, int], int], visited: set[int], depth: int) -> None:
+def storages(holder: Any) -> dict[tuple[str, int], int]:
+    """Return the storages behind all tensors of an object: (device, address) -> bytes. See `held_bytes`."""
+    found: dict[tuple[str, int], int] = {}
+    _collect(holder, found, set(), 0)
+    return found
+
+
+def _collect(value: Any, found: dict[tuple[str, int], int], visited: set[int], depth: int) -> None:
     if isinstance(value, Tensor):
         parts = value.__tensor_flatten__()[0] if hasattr(value, "__tensor_flatten__") else None
         if parts:  # a quantised tensor is a wrapper around others
             for name in parts:
-                _collect(getattr(value, name), storages, visited, depth + 1)
+                _collect(getattr(value, name), found, visited, depth + 1)
             return
         storage = value.untyped_storage()
-        storages[(str(value.device), storage.data_ptr())] = storage.nbytes()
+        found[(str(value.device), storage.data_ptr())] = storage.nbytes()
         return
     if isinstance(value, nn.Module | str | bytes | type) or depth > MAX_DEPTH or id(value) in visited:
         return
@@ -79,4 +84,4 @@ def _collect(value: Any, storages: dict[tuple[str, int], int], visited: set[int]
     else:
         inside = getattr(value, "__dict__", {}).values()
     for item in inside:
-        _collect(item, storages, visited, depth + 1)
+        _collect(item, found, visited, depth + 1)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from twinrun.bench.hardware import last_level_cache_bytes
 from twinrun.bench.timing import wait_for_cuda
@@ -19,6 +20,7 @@ SIZES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192)}
 TRIES, ENOUGH_SECONDS = 5, 1.0
 READ_FLOOR = 256 * 2**20
 """Bytes read where the last-level cache is small or unknown."""
+ROW_BYTES, PIECE_BYTES = 4096, 32 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,9 +65,10 @@ def measure_ceilings(
 ) -> Ceilings:
     """Measure both ceilings with the threads that are set now.
 
-    Matrix products: square, in each dtype, three widths, the best of `tries`. Reading: a float32 sum and a
+    Matrix products: square, in each dtype, a few widths, the best of `tries`. Reading: a float32 sum and a
     matrix-vector product over a buffer twice as large as the last-level cache (at least 256 MiB, at most a
-    quarter of free memory), the best of `tries`; then the same over `weight_bytes`, if these fit into it.
+    quarter of free memory), on a CPU in pieces of 32 MiB, the best piece of `tries` passes; then the same over
+    `weight_bytes`, if these fit into the cache.
 
     Args:
         dtypes: floating-point precisions of the models.
@@ -82,7 +85,9 @@ def measure_ceilings(
     return Ceilings(
         matmul={dtype_name(d): _matmul(d, device, tries) for d in sorted(dtypes, key=str)},
         memory_read=_read(size, device, tries),
-        cache_read=_read(weight_bytes, device, 4 * tries) if fits else None,
+        cache_read=_read(weight_bytes, device, tries if weight_bytes > PIECE_BYTES else 4 * tries)
+        if fits
+        else None,
         last_level_cache_bytes=cache,
         beyond_cache=cache is not None and size > cache,
         device=str(device),
@@ -101,24 +106,43 @@ def _matmul(dtype: torch.dtype, device: torch.device, tries: int) -> Matmul:
 
 
 def _read(num_bytes: int, device: torch.device, tries: int) -> Read:
-    """Time both ways of reading every byte of a buffer once; whole rows of 1,024 floats."""
-    rows = max(1, num_bytes // 4096)
-    matrix = torch.ones(rows, 1024, device=device)
-    vector = torch.ones(1024, device=device)
-    ways: dict[str, Callable[[], object]] = {
-        "sum": lambda: matrix.sum(),
-        "matrix-vector product": lambda: matrix @ vector,
+    """Time both ways of reading every byte of a buffer once; whole rows of 1,024 floats.
+
+    On a CPU each piece of the buffer is timed by itself, in order, so that the fastest is not one that another
+    process cut into; what was read before it lies a whole buffer back.
+    """
+    rows = max(1, num_bytes // ROW_BYTES)
+    matrix, vector = torch.ones(rows, 1024, device=device), torch.ones(1024, device=device)
+    pieces = [matrix] if device.type == "cuda" else list(torch.split(matrix, PIECE_BYTES // ROW_BYTES))
+    ways: dict[str, Callable[[Tensor], object]] = {
+        "sum": lambda piece: piece.sum(),
+        "matrix-vector product": lambda piece: piece @ vector,
     }
-    seconds = {name: _best(way, tries) for name, way in ways.items()}
-    how = min(seconds, key=lambda name: seconds[name])
-    size = rows * 4096
-    return Read(num_bytes=size, bytes_per_second=size / seconds[how], how=how)
+    rates = {
+        name: max(
+            len(piece) * ROW_BYTES / seconds
+            for piece, seconds in zip(pieces, _best_of_each(way, pieces, tries), strict=True)
+        )
+        for name, way in ways.items()
+    }
+    how = max(rates, key=lambda name: rates[name])
+    return Read(num_bytes=rows * ROW_BYTES, bytes_per_second=rates[how], how=how)
 
 
-def _best(call: Callable[[], object], tries: int) -> float:
-    """Least seconds of a call after one untimed; stops early when enough time went by."""
+def _best_of_each(call: Callable[[Tensor], object], pieces: list[Tensor], tries: int) -> list[float]:
+    """Least seconds of a call on each piece, over whole passes in order."""
+    best = [float("inf")] * len(pieces)
+    for _ in range(tries):
+        for i, piece in enumerate(pieces):
+            best[i] = min(best[i], _best(lambda piece=piece: call(piece), 1, warm=False))  # type: ignore[misc]
+    return best
+
+
+def _best(call: Callable[[], object], tries: int, *, warm: bool = True) -> float:
+    """Least seconds of a call, after one untimed if `warm`; stops early when enough time went by."""
     with torch.inference_mode():
-        call()
+        if warm:
+            call()
         wait_for_cuda()
         best, spent = float("inf"), 0.0
         for _ in range(tries):

@@ -11,6 +11,7 @@ from twinrun.bench.facts import Facts
 from twinrun.bench.passage import Passage
 from twinrun.bench.refusal import Refusal
 from twinrun.bench.shares import (
+    PACKED,
     UNSEEN,
     arithmetic_share,
     cache_bytes_read,
@@ -18,7 +19,7 @@ from twinrun.bench.shares import (
     reading_share,
 )
 from twinrun.bench.timing import PairedRatio, Timing, ratio, spread
-from twinrun.bench.weights import is_routed, read_bytes
+from twinrun.bench.weights import is_packed, is_routed, read_bytes
 from twinrun.models.model import Model
 
 PARTS = ("prefill", "decode", "total")
@@ -130,7 +131,9 @@ def _decode(
     each = timing.seconds_median / count
     held = cache_bytes_read(facts.cache_bytes, facts.passage.lengths_prefill, facts.passage.lengths_end)
     model = getattr(runner, "model", None)
-    if isinstance(model, Model):
+    if isinstance(model, Model) and is_packed(model):
+        reads = not_read(PACKED)
+    elif isinstance(model, Model):
         reads = reading_share(read_bytes(model), held, each, ceilings, routed=is_routed(model))
     else:
         reads = not_read(UNSEEN)

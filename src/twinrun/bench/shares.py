@@ -21,6 +21,7 @@ IN_CACHE = (
     "against reads of as many bytes out of that cache"
 )
 UNSEEN = "an engine of its own: its weights cannot be seen"
+PACKED = "packed weights: their bytes cannot be seen"
 UNKNOWN = "the size of the last-level cache is unknown: reads may come from it"
 
 
@@ -95,5 +96,5 @@ def reading_share(
         found["read_note"] = None if ceilings.beyond_cache else UNKNOWN
     share = found["mbu"] if found["mbu"] is not None else found["cache_read_share"]
     if share > 1:
-        found["read_note"] = OVER_READ
+        found["read_note"] = "; ".join(filter(None, [OVER_READ, found["read_note"]]))
     return found

@@ -90,6 +90,8 @@ def _flat(row: dict[str, Any], cell: dict[str, Any]) -> dict[str, Any]:
         "speed_up": total.get("ratio_median"),
         "within_noise": total.get("within_noise"),
         "tensor_peak_bytes": get("memory", "tensor_peak_bytes"),
+        "resident_peak_bytes": get("memory", "resident_peak_bytes"),
+        "cuda_peak_bytes": get("memory", "cuda_peak_bytes"),
         "cache_bytes": get("cache", "bytes_end"),
         "prefill_mfu": get("prefill", "mfu"),
         "decode_mfu": get("decode", "mfu"),

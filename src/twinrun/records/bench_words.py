@@ -11,6 +11,10 @@ SPEED = ("prompt", "runner", "verdict", "prefill", "total", "times as fast (p10�
 TOKEN = ("prompt", "runner", "a token", "p10–p90", "tokens/s", "peak memory", "cache")
 CEILING = ("prompt", "runner", "operations, prompt / token", "prefill MFU", "decode MFU", "decode reads")
 NONE = "–"
+LEGEND = (
+    "MFU: operations a second over those of that matrix product; decode reads: the bytes of weights and cache that "
+    "a token must read, a second, over that reading"
+)
 
 
 def speed_rows(rows: Sequence[Row]) -> list[list[str]]:
@@ -64,12 +68,18 @@ def notes(record: Mapping[str, Any]) -> list[str]:
         f"{request['judged_positions']} tokens behind it",
     ]
     found += [_ceilings(row["ceilings"]) for row in record["rows"]]
+    found.append(LEGEND)
     shared: dict[str, list[str]] = {}
     for row in record["rows"]:
+        kept_out: dict[str, list[str]] = {}
         for cell in row["cells"]:
+            if cell["status"] != "timed":
+                kept_out.setdefault(f"{cell['status']}: {cell['reason']}", []).append(cell["runner"])
+                continue
             found += list(_about(row["length"], cell))
             for name, note in _shares(cell):
                 shared.setdefault(note, []).append(name)
+        found += [f"{', '.join(n)} at {row['length']:,} tokens: {why}" for why, n in kept_out.items()]
     found += [f"{', '.join(dict.fromkeys(names))}: {note}" for note, names in shared.items()]
     return list(dict.fromkeys(found))
 
@@ -205,11 +215,8 @@ def _ceilings(found: Row) -> str:
 
 
 def _about(length: int, cell: Row) -> Iterator[str]:
-    """Notes on one runner at one length."""
+    """Notes on one runner at one length where it was timed."""
     name, verdict = cell["runner"], cell["verdict"]
-    if cell["status"] != "timed":
-        yield f"{name} at {length:,} tokens: {cell['status']}: {cell['reason']}"
-        return
     if verdict["length"] != length:
         yield f"{name} at {length:,} tokens: the verdict was taken at {verdict['length']:,} tokens"
     if verdict["verdict"] in ("different", "lossy"):
