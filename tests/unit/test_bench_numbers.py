@@ -43,7 +43,7 @@ def test_mfu_is_operations_a_second_over_the_ceiling() -> None:
     found = arithmetic_share(500, 2.0, "float32", hand_made())
     assert found == {"flops_per_second": 250.0, "mfu": 0.25, "mfu_note": None}
     assert arithmetic_share(500, 2.0, "bfloat16", hand_made())["mfu"] is None
-    assert arithmetic_share(0, 2.0, "float32", hand_made())["mfu_note"] == "no operation was counted"
+    assert arithmetic_share(0, 2.0, "float32", hand_made())["mfu_note"].startswith("no operation was counted")
 
 
 def test_no_share_is_over_100_percent_in_silence() -> None:

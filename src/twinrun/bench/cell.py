@@ -113,7 +113,7 @@ def text_against(tokens: Sequence[int | None], first: Sequence[int | None]) -> d
 def _prefill(runner: Any, timing: Timing | None, facts: Facts, ceilings: Ceilings) -> dict[str, Any] | None:
     if timing is None:
         return None
-    flops = facts.flops.prefill
+    flops = 0 if _is_packed(runner) else facts.flops.prefill
     return {
         **timing.to_json(),
         "flops": flops or None,
@@ -130,13 +130,14 @@ def _decode(
     low, middle, high = spread([s for p in passages for s in p.token_seconds])
     each = timing.seconds_median / count
     held = cache_bytes_read(facts.cache_bytes, facts.passage.lengths_prefill, facts.passage.lengths_end)
+    flops = 0 if _is_packed(runner) else facts.flops.token_mean
     model = getattr(runner, "model", None)
-    if isinstance(model, Model) and is_packed(model):
-        reads = not_read(PACKED)
-    elif isinstance(model, Model):
-        reads = reading_share(read_bytes(model), held, each, ceilings, routed=is_routed(model))
-    else:
+    if not isinstance(model, Model):
         reads = not_read(UNSEEN)
+    elif _is_packed(runner):
+        reads = not_read(PACKED)
+    else:
+        reads = reading_share(read_bytes(model), held, each, ceilings, routed=is_routed(model))
     return {
         **timing.to_json(),
         "tokens": count,
@@ -144,8 +145,8 @@ def _decode(
         "token_seconds_p10": low,
         "token_seconds_p50": middle,
         "token_seconds_p90": high,
-        "flops_per_token": facts.flops.token_mean or None,
-        **arithmetic_share(facts.flops.token_mean, each, _dtype(runner), ceilings),
+        "flops_per_token": flops or None,
+        **arithmetic_share(flops, each, _dtype(runner), ceilings),
         **reads,
     }
 
@@ -154,6 +155,12 @@ def _total(timing: Timing | None, tokens: int) -> dict[str, Any] | None:
     if timing is None:
         return None
     return {**timing.to_json(), "new_tokens_per_second": tokens / timing.seconds_median}
+
+
+def _is_packed(runner: Any) -> bool:
+    """Whether the runner's products run on packed weights, which torch's counter does not see."""
+    model = getattr(runner, "model", None)
+    return isinstance(model, Model) and is_packed(model)
 
 
 def _dtype(runner: Any) -> str:

@@ -11,6 +11,7 @@ OVER = (
     "over 100 %: counted work that was skipped (the masked half of attention), or a ceiling measured in a "
     "slower moment"
 )
+UNCOUNTED = "no operation was counted: packed products, or an engine outside torch"
 NO_CACHE = "recomputes the prefix, so arithmetic is its limit: see mfu"
 ROUTED = "a mixture of experts: a token reads some of the weights only"
 OVER_READ = (
@@ -36,7 +37,7 @@ def arithmetic_share(flops: float, seconds: float, dtype: str, ceilings: Ceiling
     """
     ceiling = ceilings.matmul.get(dtype)
     if not flops or not seconds or ceiling is None:
-        return {"flops_per_second": None, "mfu": None, "mfu_note": "no operation was counted"}
+        return {"flops_per_second": None, "mfu": None, "mfu_note": UNCOUNTED}
     reached = flops / seconds
     share = reached / ceiling.flops_per_second
     return {"flops_per_second": reached, "mfu": share, "mfu_note": OVER if share > 1 else None}
