@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ import torch
 import twinrun as tr
 from tests.support.sweeps import Clock, Engine, Narrow, Paced, cheap_ceilings, use_clock
 from tests.support.tiny import tiny_folder
+from twinrun.bench import facts as facts_module
 from twinrun.bench import row as row_module
+from twinrun.bench.cache import watching
+from twinrun.bench.refusal import context_of
 from twinrun.errors import ConfigError, OutOfMemoryError
 
 SMALL: dict[str, Any] = {"new_tokens": 4, "repeats": 2}
@@ -216,6 +220,50 @@ def test_an_engine_of_its_own_is_judged_and_timed(model: tr.Model) -> None:
     assert not early.passed
     with pytest.raises(ConfigError, match="cannot be the reference"):
         tr.bench([Engine(tr.KVCache(model))], lengths=[6], **SMALL)
+
+
+def test_what_a_runner_reports_about_itself_is_kept(model: tr.Model) -> None:
+    class Keeps(tr.KVCache):
+        reused_tokens = (5,)
+        max_context = None
+
+        def generate(self, prompt: Any, *args: Any, **settings: Any) -> tr.Run:
+            run = super().generate(prompt, *args, **settings)
+            return replace(run, settings={"compile_seconds": 2.5})
+
+    found = tr.bench({"plain": tr.Recompute(model), "keeps": Keeps(model)}, lengths=[6], **SMALL)
+    cell = cells_of(found, 6)["keeps"]
+    assert cell["settings"] == {"compile_seconds": 2.5}
+    assert cell["prefill"]["reused_tokens"] == 5
+    assert "keeps: 2.50 s of compilation before the timed runs" in found.to_markdown()
+    assert context_of(Keeps(model)) is None
+    assert context_of(tr.KVCache(model)) == model.max_context
+
+
+def test_hooks_and_modes_are_gone_before_the_clock_runs(
+    model: tr.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A runner may take a slower path under a hook or a mode: neither the timed runs nor their warm-up may see one."""
+    whole, seen = row_module.run_forced, []
+
+    def looked_at(*args: Any, **settings: Any) -> Any:
+        seen.append(_watchers(model))
+        return whole(*args, **settings)
+
+    monkeypatch.setattr(row_module, "run_forced", looked_at)
+    monkeypatch.setattr(facts_module, "run_forced", looked_at)
+    tr.bench([tr.Recompute(model), tr.KVCache(model)], lengths=[6], **SMALL)
+    assert set(seen) == {0}
+    with watching(model.core):
+        assert _watchers(model) == 1  # the control
+
+
+def _watchers(model: tr.Model) -> int:
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+    return sum(len(m._forward_pre_hooks) for m in model.core.modules()) + len(
+        _get_current_dispatch_mode_stack()
+    )
 
 
 def test_a_single_new_token_has_no_decode(model: tr.Model) -> None:

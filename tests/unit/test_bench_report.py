@@ -52,7 +52,14 @@ def cell(
         "status": "timed",
         "reason": None,
         "verdict": {"verdict": word, "reason": f"because {word}", "length": 64},
-        "prefill": {**timing(seconds * 2), "flops": 3.3e8, "mfu": 1.2, "mfu_note": "over 100 %: really"},
+        "settings": {"compile_seconds": 37.0, "capture_seconds": 0.0, "step_fallback": "the model has hooks"},
+        "prefill": {
+            **timing(seconds * 2),
+            "reused_tokens": 63,
+            "flops": 3.3e8,
+            "mfu": 1.2,
+            "mfu_note": "over 100 %: really",
+        },
         "decode": decode,
         "total": timing(seconds * 5),
         "cache": {"bytes_end": 182_000},
@@ -122,6 +129,10 @@ def test_no_speed_without_its_verdict_and_no_factor_for_what_is_different(view: 
     assert "another text from new token 5" in text
     assert "1.02× (0.92–1.12)" in text
     assert "within noise" in text
+    assert "plain: 37.00 s of compilation before the timed runs" in text
+    assert "63 of the prompt" in text
+    assert "ran the model" in text
+    assert "the model has hooks" in text
 
 
 def test_every_line_with_a_time_names_a_verdict() -> None:

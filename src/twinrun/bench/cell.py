@@ -38,7 +38,7 @@ def parts_of(passages: Sequence[Passage]) -> dict[str, Timing | None]:
 
 def refused(name: str, refusal: Refusal, verdict: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the record of a runner that was not timed."""
-    none = dict.fromkeys(["prefill", "decode", "total", "cache", "memory", "speed_up", "text"])
+    none = dict.fromkeys(["prefill", "decode", "total", "cache", "memory", "speed_up", "text", "settings"])
     kept = None if verdict is None else dict(verdict)
     return {"runner": name, "status": refusal.status, "reason": refusal.reason, "verdict": kept, **none}
 
@@ -59,7 +59,11 @@ def timed(
         "status": "timed",
         "reason": None,
         "verdict": dict(verdict),
-        "prefill": _prefill(runner, parts["prefill"], facts, ceilings),
+        "settings": passages[-1].settings,
+        "prefill": {
+            **_prefill(runner, parts["prefill"], facts, ceilings),
+            "reused_tokens": passages[-1].reused_tokens,
+        },
         "decode": _decode(runner, parts["decode"], passages, facts, ceilings),
         "total": _total(parts["total"], len(prompt.stamps)),
         "cache": None
@@ -110,9 +114,8 @@ def text_against(tokens: Sequence[int | None], first: Sequence[int | None]) -> d
     return {"first_difference": at}
 
 
-def _prefill(runner: Any, timing: Timing | None, facts: Facts, ceilings: Ceilings) -> dict[str, Any] | None:
-    if timing is None:
-        return None
+def _prefill(runner: Any, timing: Timing | None, facts: Facts, ceilings: Ceilings) -> dict[str, Any]:
+    assert timing is not None, "every run has a first token"
     flops = 0 if _is_packed(runner) else facts.flops.prefill
     return {
         **timing.to_json(),

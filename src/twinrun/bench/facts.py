@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 
-from twinrun.bench.cache import SeenCache, watching
+from twinrun.bench.cache import watching
 from twinrun.bench.flops import Flops, count_flops
 from twinrun.bench.memory import peak_extra_bytes, peak_resident_bytes
 from twinrun.bench.passage import Passage, run_forced
-from twinrun.records.run import Step
 
 PROFILED_TOKENS = 16
 """Tokens of the run under the profiler, which keeps a record of every allocation."""
@@ -29,6 +28,7 @@ class Facts:
     resident_peak_bytes: int | None
     cuda_peak_bytes: int | None
     cache_bytes: int | None
+    """Held when the last token is there."""
     flops: Flops
     passage: Passage
     """The whole run whose resident memory was watched: also the warm-up."""
@@ -52,48 +52,37 @@ def measure_facts(
     device: torch.device,
     tick: Callable[[str], object],
 ) -> Facts:
-    """Run a runner untimed: two tokens, then whole for the kernel's high-water mark, then profiled, then counted.
+    """Run a runner untimed: two tokens, then counted, then whole for the kernel's high-water mark, then profiled.
+
+    Only while operations are counted is a hook set or an operator intercepted: a runner may take another path then.
+    The whole run is the warm-up of the timed ones.
 
     Cost: one whole run, one of up to 16 tokens under the profiler, and three prompts.
     """
     prompt = list(ids[:length])
     tick("first run")
     run_forced(runner, prompt, new_tokens, stop_after=2)
+    tick("operations")
+    with watching(getattr(runner, "module", None)) as seen:
+        flops = count_flops(runner, ids, length, new_tokens)
+        held = seen.num_bytes if flops.reached_end else None
     tick("resident memory")
     kept: list[Passage] = []
-    with watching(getattr(runner, "module", None)) as seen:
-        held = _Held(seen, new_tokens)
-        resident = peak_resident_bytes(
-            lambda: kept.append(run_forced(runner, prompt, new_tokens, on_step=held))
-        )
-        if not kept:  # this kernel has no high-water mark; the run is the warm-up all the same
-            kept.append(run_forced(runner, prompt, new_tokens, on_step=held))
+    resident = peak_resident_bytes(lambda: kept.append(run_forced(runner, prompt, new_tokens)))
+    if not kept:  # this kernel has no high-water mark; the run is the warm-up all the same
+        kept.append(run_forced(runner, prompt, new_tokens))
     tick("tensor memory")
     on_cuda = device.type == "cuda"
     profiled = new_tokens if on_cuda else min(new_tokens, PROFILED_TOKENS)
     peak = peak_extra_bytes(
         lambda: run_forced(runner, prompt, new_tokens, stop_after=profiled), device=device
     )
-    tick("operations")
-    flops = count_flops(runner, ids, length, new_tokens)
     return Facts(
         tensor_peak_bytes=peak,
         tensor_peak_tokens=profiled,
         resident_peak_bytes=resident,
         cuda_peak_bytes=peak if on_cuda else None,
-        cache_bytes=held.num_bytes,
+        cache_bytes=held,
         flops=flops,
         passage=kept[0],
     )
-
-
-class _Held:
-    """Asks what the cache holds at the last step, while it is still there."""
-
-    def __init__(self, seen: SeenCache, new_tokens: int) -> None:
-        self._seen, self._last = seen, new_tokens - 1
-        self.num_bytes: int | None = None
-
-    def __call__(self, step: Step) -> None:
-        if step.index >= self._last:
-            self.num_bytes = self._seen.num_bytes

@@ -24,6 +24,11 @@ class Flops:
     """Of the last; None where a prompt of nearly the whole text does not run (memory, say)."""
 
     @property
+    def reached_end(self) -> bool:
+        """Whether the last token was counted, or the prompt's is the last."""
+        return self.token_last is not None
+
+    @property
     def token_mean(self) -> float:
         """Of a decoded token on average: the count grows linearly with the text, but for a small square term.
 

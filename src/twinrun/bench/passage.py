@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -25,6 +25,10 @@ class Passage:
     tokens: tuple[int | None, ...]
     lengths_prefill: tuple[int, ...]
     lengths_end: tuple[int, ...]
+    reused_tokens: int
+    """Tokens of the prompt that the runner says it had in a kept cache."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What the runner's own record says about the run."""
 
     @property
     def prefill_seconds(self) -> float:
@@ -84,7 +88,7 @@ def run_forced(
     forced = {"stop_at_eos": False} if _can_be_forced(runner) else {}
     wait_for_cuda()
     began = clock()
-    runner.generate(list(ids), new_tokens, observe, **forced)
+    run = runner.generate(list(ids), new_tokens, observe, **forced)
     wait_for_cuda()
     ended = clock()
     _check(runner, len(stamps), limit)
@@ -95,6 +99,8 @@ def run_forced(
         tokens=tuple(step.tokens[0] for step in steps),
         lengths_prefill=tuple(steps[0].cache_lengths),
         lengths_end=tuple(steps[-1].cache_lengths),
+        reused_tokens=sum(getattr(runner, "reused_tokens", ())),
+        settings=dict(getattr(run, "settings", {})),
     )
 
 

@@ -72,7 +72,7 @@ def clear_memory() -> None:
 
 
 def context_of(runner: Any) -> int | None:
-    """Positions that a runner's model was built for; None without a limit or without a model."""
-    model = getattr(runner, "model", None)
-    found = getattr(model, "max_context", None)
+    """Longest text of a runner, else the positions its model was built for; None without a limit or a model."""
+    holder = runner if hasattr(runner, "max_context") else getattr(runner, "model", None)
+    found = getattr(holder, "max_context", None)
     return found if isinstance(found, int) else None

@@ -11,6 +11,7 @@ SPEED = ("prompt", "runner", "verdict", "prefill", "total", "times as fast (p10�
 TOKEN = ("prompt", "runner", "a token", "p10–p90", "tokens/s", "peak memory", "cache")
 CEILING = ("prompt", "runner", "operations, prompt / token", "prefill MFU", "decode MFU", "decode reads")
 NONE = "–"
+SPENT = (("capture", "capture"), ("compile", "compilation"))
 LEGEND = (
     "MFU: operations a second over those of that matrix product; decode reads: the bytes of weights and cache that "
     "a token must read, a second, over that reading"
@@ -221,9 +222,21 @@ def _about(length: int, cell: Row) -> Iterator[str]:
         yield f"{name} at {length:,} tokens: the verdict was taken at {verdict['length']:,} tokens"
     if verdict["verdict"] in ("different", "lossy"):
         yield f"{name} at {length:,} tokens: {verdict['verdict']}: {verdict['reason']}"
+    reused = cell["prefill"]["reused_tokens"]
+    if reused:
+        yield f"{name} at {length:,} tokens: {reused:,} of the prompt's came from a kept cache"
+    spent = [f"{cell['settings'][f'{k}_seconds']:.2f} s" + f" of {w}" for k, w in SPENT if _took(cell, k)]
+    if spent:
+        yield f"{name}: {' and '.join(spent)} before the timed runs, not in these times"
+    if "step_fallback" in cell["settings"]:
+        yield f"{name} at {length:,} tokens ran the model's own forward: {cell['settings']['step_fallback']}"
     at = None if cell["text"] is None else cell["text"]["first_difference"]
     if at is not None:
         yield f"{name} at {length:,} tokens wrote another text from new token {at + 1} on (greedy; a tie can do that)"
+
+
+def _took(cell: Row, kind: str) -> bool:
+    return bool(cell["settings"].get(f"{kind}_seconds"))
 
 
 def _shares(cell: Row) -> Iterator[tuple[str, str]]:
