@@ -191,6 +191,22 @@ def test_nothing_is_timed_without_a_verdict(model: tr.Model) -> None:
     assert cells["recompute"]["total"] is None
 
 
+def test_a_verdict_without_memory_is_taken_from_another_length(model: tr.Model) -> None:
+    class Greedy(tr.KVCache):
+        def score(self, tokens: Any, start: int = 1) -> Any:
+            if start >= 12:
+                raise MemoryError("no room to score")
+            return super().score(tokens, start)
+
+    greedy = Engine(Greedy(model))
+    found = tr.bench({"plain": tr.Recompute(model), "greedy": greedy}, lengths=[6, 12], **SMALL)
+    cell = cells_of(found, 12)["greedy"]
+    assert (cell["status"], cell["verdict"]["length"]) == ("timed", 6)
+    alone = tr.bench({"plain": tr.Recompute(model), "greedy": greedy}, lengths=[12], **SMALL)
+    assert cells_of(alone, 12)["greedy"]["status"] == "not judged"
+    assert "the verdict ran out of memory: no room to score" in cells_of(alone, 12)["greedy"]["reason"]
+
+
 def test_lengths_beyond_the_context_are_rows_unless_all_are(model: tr.Model) -> None:
     sides = [tr.Recompute(model), tr.KVCache(model)]
     found = tr.bench(sides, lengths=[6, 510], **SMALL)
@@ -235,6 +251,8 @@ def test_what_a_runner_reports_about_itself_is_kept(model: tr.Model) -> None:
     cell = cells_of(found, 6)["keeps"]
     assert cell["settings"] == {"compile_seconds": 2.5}
     assert cell["prefill"]["reused_tokens"] == 5
+    assert cell["prefill"]["mfu"] is cell["prefill"]["flops"] is None
+    assert "kept cache" in cell["prefill"]["mfu_note"]
     assert "keeps: 2.50 s of compilation before the timed runs" in found.to_markdown()
     assert context_of(Keeps(model)) is None
     assert context_of(tr.KVCache(model)) == model.max_context

@@ -12,6 +12,7 @@ from twinrun.bench.passage import Passage
 from twinrun.bench.refusal import Refusal
 from twinrun.bench.shares import (
     PACKED,
+    REUSED,
     UNSEEN,
     arithmetic_share,
     cache_bytes_read,
@@ -60,10 +61,7 @@ def timed(
         "reason": None,
         "verdict": dict(verdict),
         "settings": passages[-1].settings,
-        "prefill": {
-            **_prefill(runner, parts["prefill"], facts, ceilings),
-            "reused_tokens": passages[-1].reused_tokens,
-        },
+        "prefill": _prefill(runner, parts["prefill"], facts, ceilings, passages[-1].reused_tokens),
         "decode": _decode(runner, parts["decode"], passages, facts, ceilings),
         "total": _total(parts["total"], len(prompt.stamps)),
         "cache": None
@@ -114,14 +112,15 @@ def text_against(tokens: Sequence[int | None], first: Sequence[int | None]) -> d
     return {"first_difference": at}
 
 
-def _prefill(runner: Any, timing: Timing | None, facts: Facts, ceilings: Ceilings) -> dict[str, Any]:
+def _prefill(
+    runner: Any, timing: Timing | None, facts: Facts, ceilings: Ceilings, reused: int
+) -> dict[str, Any]:
     assert timing is not None, "every run has a first token"
     flops = 0 if _is_packed(runner) else facts.flops.prefill
-    return {
-        **timing.to_json(),
-        "flops": flops or None,
-        **arithmetic_share(flops, timing.seconds_median, _dtype(runner), ceilings),
-    }
+    share = arithmetic_share(flops, timing.seconds_median, _dtype(runner), ceilings)
+    if reused:  # the counted run may have found less in the kept cache than the timed ones
+        flops, share = 0, {**dict.fromkeys(share), "mfu_note": REUSED}
+    return {**timing.to_json(), "reused_tokens": reused, "flops": flops or None, **share}
 
 
 def _decode(

@@ -103,7 +103,7 @@ class _Row:
                 self.refusals[name] = refusal
 
     def judge(self) -> None:
-        """Take the verdicts; where the reference cannot run, the last length at which it could stands in."""
+        """Take the verdicts; where none can be taken for want of memory, that of another length stands in."""
         plan = self.plan
         first = plan.reference
         if first in self.facts:
@@ -117,11 +117,11 @@ class _Row:
                 continue
             if trusted is not None:
                 self._attempt(name, lambda name=name, side=side: self._judge(name, side, trusted))  # type: ignore[misc]
-            elif name in self.history.verdicts:
-                self.verdicts[name] = self.history.verdicts[name]
+                if name in self.refusals and self.refusals[name].status == "out of memory":
+                    self._stand_in(name, f"the verdict ran out of memory: {self.refusals.pop(name).reason}")
             else:
                 why = self.refusals[first].reason
-                self.refusals[name] = Refusal("not judged", f"{first} did not run at any length yet: {why}")
+                self._stand_in(name, f"{first} did not run at any length yet: {why}")
 
     def time(self) -> dict[str, list[Passage]]:
         """Time what is left in turns; a side that fails now is refused and the rest is timed again."""
@@ -165,6 +165,13 @@ class _Row:
         double, first = cell.parts_of(kept[again]), cell.parts_of(kept[again.removesuffix(AGAIN)])
         pairs = {part: (double[part], first[part]) for part in cell.PARTS}
         return {part: None if a is None or b is None else ratio(a, b) for part, (a, b) in pairs.items()}
+
+    def _stand_in(self, name: str, why_not: str) -> None:
+        """Take the newest verdict of another length; without one, the side is not judged and not timed."""
+        if name in self.history.verdicts:
+            self.verdicts[name] = self.history.verdicts[name]
+        else:
+            self.refusals[name] = Refusal("not judged", why_not)
 
     def _judge(self, name: str, side: Any, trusted: Remembered) -> None:
         self.verdicts[name] = judge(trusted, side, self.plan.ids, self.length, self.plan.settings)

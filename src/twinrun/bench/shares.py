@@ -12,6 +12,7 @@ OVER = (
     "slower moment"
 )
 UNCOUNTED = "no operation was counted: packed products, or an engine outside torch"
+REUSED = "part of the prompt came from a kept cache, so its operations say nothing about this time"
 NO_CACHE = "recomputes the prefix, so arithmetic is its limit: see mfu"
 ROUTED = "a mixture of experts: a token reads some of the weights only"
 OVER_READ = (

@@ -70,7 +70,7 @@ def notes(record: Mapping[str, Any]) -> list[str]:
     ]
     found += [_ceilings(row["ceilings"]) for row in record["rows"]]
     found.append(LEGEND)
-    shared: dict[str, list[str]] = {}
+    shared: dict[tuple[str, str], list[str]] = {}
     for row in record["rows"]:
         kept_out: dict[str, list[str]] = {}
         for cell in row["cells"]:
@@ -78,10 +78,12 @@ def notes(record: Mapping[str, Any]) -> list[str]:
                 kept_out.setdefault(f"{cell['status']}: {cell['reason']}", []).append(cell["runner"])
                 continue
             found += list(_about(row["length"], cell))
-            for name, note in _shares(cell):
-                shared.setdefault(note, []).append(name)
+            for part, note in _shares(cell):
+                shared.setdefault((part, note), []).append(cell["runner"])
         found += [f"{', '.join(n)} at {row['length']:,} tokens: {why}" for why, n in kept_out.items()]
-    found += [f"{', '.join(dict.fromkeys(names))}: {note}" for note, names in shared.items()]
+    found += [
+        f"{part} of {', '.join(dict.fromkeys(names))}: {note}" for (part, note), names in shared.items()
+    ]
     return list(dict.fromkeys(found))
 
 
@@ -240,11 +242,11 @@ def _took(cell: Row, kind: str) -> bool:
 
 
 def _shares(cell: Row) -> Iterator[tuple[str, str]]:
-    """What must be said of shares of the ceilings: (runner and part, note)."""
+    """What must be said of shares of the ceilings: (part, note)."""
     for part, key in (("prefill", "mfu_note"), ("decode", "mfu_note"), ("decode", "read_note")):
         note = None if cell[part] is None else cell[part][key]
         if note is not None:
-            yield f"{part} of {cell['runner']}", note
+            yield part, note
 
 
 def _three(value: float) -> str:

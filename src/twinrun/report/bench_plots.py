@@ -67,7 +67,7 @@ def _curve(
     label = f"{name.replace('$', chr(92) + '$')}: {', '.join(dict.fromkeys(words)) or NONE}"
     marker = "x" if "different" in words else MARKS.get(words[0], "o")
     axes.plot(x, middle, marker=marker, markersize=4, linewidth=1.4, color=colour, label=label)
-    axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+    axes.fill_between(x, low, high, color=colour, alpha=0.14, linewidth=0)
     if len(points) == 1:  # a band of one length has no width
         axes.vlines(x, low, high, color=colour, linewidth=1.2)
 
