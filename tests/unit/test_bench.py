@@ -112,6 +112,19 @@ def test_a_slow_runner_is_slower_by_what_was_planted(
     assert "1.00× (1.00–1.00), within noise" in found.to_markdown()
 
 
+def test_warm_ups_are_run_and_not_kept(model: tr.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, calls = row_module.run_forced, []
+
+    def noted(*args: Any, **settings: Any) -> Any:
+        calls.append(args)
+        return whole(*args, **settings)
+
+    monkeypatch.setattr(row_module, "run_forced", noted)
+    found = tr.bench([tr.KVCache(model)], lengths=[6], warmups=3, **SMALL)
+    assert len(calls) == (3 - 1 + 2) * 2  # the first warm-up is the run whose memory was watched
+    assert cells_of(found, 6)["kv-cache:dynamic"]["total"]["repeats"] == 2
+
+
 def test_a_wrong_runner_is_different_and_claims_no_speed_up(model: tr.Model) -> None:
     sides = {"plain": tr.Recompute(model), "right": tr.KVCache(model), "wrong": tr.KVCache(wrong_copy(model))}
     found = tr.bench(sides, lengths=[12], **SMALL)
