@@ -13,7 +13,7 @@ import torch
 
 from tests.support.sweeps import cheap_ceilings
 from tests.support.tiny import tiny_folder
-from twinrun.cli.bench import spread_out
+from twinrun.cli.lists import spread_out
 from twinrun.cli.main import main
 
 QUICK = ["--new-tokens", "3", "--repeats", "2"]

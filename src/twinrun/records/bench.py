@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from twinrun.records.bench_words import notes, tables
+from twinrun.records.bench_notes import notes
+from twinrun.records.bench_words import tables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

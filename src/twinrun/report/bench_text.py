@@ -10,7 +10,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from twinrun.records.bench_words import notes, tables
+from twinrun.records.bench_notes import notes
+from twinrun.records.bench_words import tables
 from twinrun.report.tables import verdict_text
 from twinrun.report.words import KINDS
 
