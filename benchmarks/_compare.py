@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import random
 import statistics
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 import twinrun as tr
+from twinrun.bench.remembered import Remembered
 from twinrun.bench.timing import Timing
-from twinrun.numerics.precision import dtype_name
 from twinrun.runners.forward import forward
 
 
@@ -61,43 +59,6 @@ class Sampled:
             "complete_run_seconds": complete_seconds,
             "complete_run_over_estimate_ratio": None if complete_seconds is None else complete_seconds / mean,
         }
-
-
-class Remembered:
-    """A reference that scores each text once a precision, so that several candidates are held against one run of it."""
-
-    def __init__(self, runner: Any) -> None:
-        self._runner = runner
-        self._scores: dict[tuple[Any, ...], tr.Scores] = {}
-        self._precision = self.dtype = str(runner.dtype)
-        self.name, self.model, self.model_name = runner.name, runner.model, runner.model_name
-        self.seconds: dict[str, float] = {}
-
-    def score(self, tokens: Sequence[int], start: int) -> tr.Scores:
-        """Score a text, or return the scores that it got before in this precision."""
-        key = (tuple(tokens), start, self._precision)
-        if key not in self._scores:
-            began = time.perf_counter()
-            self._scores[key] = self._runner.score(tokens, start)
-            if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch leaves it without annotations
-                torch.cuda.synchronize()
-            self.seconds[self._precision] = time.perf_counter() - began
-        return self._scores[key]
-
-    @contextmanager
-    def raised(self) -> Iterator[torch.dtype]:
-        """Run the runner one precision up inside the block."""
-        with self._runner.raised() as dtype:
-            self._precision = dtype_name(dtype)
-            try:
-                yield dtype
-            finally:
-                self._precision = self.dtype
-
-    def can_raise(self) -> str | None:
-        """None if `raised` will work, else the reason why not."""
-        found: str | None = self._runner.can_raise()
-        return found
 
 
 def judge(

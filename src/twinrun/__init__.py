@@ -29,6 +29,8 @@ _EXPORTS = {
     "Verdict": "twinrun.verify.verdict",
     "score": "twinrun.runners.score",
     "trace": "twinrun.trace.trace",
+    "bench": "twinrun.bench.bench",
+    "Bench": "twinrun.records.bench",
     "Trace": "twinrun.trace.record",
     "contrast": "twinrun.contrast.contrast",
 }
@@ -37,9 +39,11 @@ __all__ = ["__version__", *_EXPORTS, "errors", "testing"]
 if TYPE_CHECKING:
     from twinrun import errors as errors
     from twinrun import testing as testing
+    from twinrun.bench.bench import bench as bench
     from twinrun.contrast.contrast import contrast as contrast
     from twinrun.models.load import load as load
     from twinrun.models.model import Model as Model
+    from twinrun.records.bench import Bench as Bench
     from twinrun.records.run import Run as Run
     from twinrun.records.run import Step as Step
     from twinrun.records.scores import Scores as Scores

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,6 +20,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+QUIET = "KINETO_LOG_LEVEL"
+"""Read by the profiler when it starts; below 6 some builds announce every start and stop on stderr."""
 _CPU = 0
 """Device type of a processor in torch's traces."""
 _STATUS = Path("/proc/self/status")
@@ -48,6 +51,7 @@ def peak_extra_bytes(fn: Callable[[], object], *, device: str | torch.device = "
     gc.collect()
     if place.type == "cuda":
         return _peak_cuda(fn, place)
+    os.environ.setdefault(QUIET, "6")
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
         result = fn()
     del result

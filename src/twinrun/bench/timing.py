@@ -18,6 +18,8 @@ AGAIN = " (A/A)"
 
 Progress = Callable[[int, int, str], object]
 """Called with (calls done, calls in all, name of the next arm)."""
+Keep = Callable[[str, Any], object]
+"""Called with (name of the arm, what its call returned), after the clock was read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +86,7 @@ def interleave(
     synchronize: Callable[[], object] | None = None,
     clock: Callable[[], float] = time.perf_counter,
     on_progress: Progress | None = None,
+    on_result: Keep | None = None,
 ) -> dict[str, Timing]:
     """Time the arms in turns: each round calls every arm once, every second round backwards (A B, B A).
 
@@ -92,13 +95,14 @@ def interleave(
     steady drift of the machine out of the comparisons.
 
     Args:
-        arms: name -> callable without arguments. What it returns is dropped after the clock is read.
+        arms: name -> callable without arguments. What it returns lives until the clock was read.
         repeats: timed rounds, at least 1; take 10 or more for a number that will be published.
         warmups: untimed rounds before them, at least 0.
         synchronize: called before the clock is read on both sides. None waits for the current CUDA device
             if this process uses CUDA, else does nothing.
         clock: returns seconds.
         on_progress: called before every call of an arm, untimed.
+        on_result: called after every timed call with what it returned, untimed; the double has its own name.
 
     Returns:
         One `Timing` an arm by name, and one named `first + AGAIN` for the double of the first.
@@ -122,15 +126,18 @@ def interleave(
         raise ConfigError(f"{first + AGAIN!r} is the name of the first arm's double; rename that arm")
     calls = [*arms.items(), (first + AGAIN, arms[first])]
     samples: dict[str, list[float]] = {name: [] for name, _ in calls}
-    wait = _wait_for_cuda if synchronize is None else synchronize
+    wait = wait_for_cuda if synchronize is None else synchronize
     total = (warmups + repeats) * len(calls)
     for number in range(warmups + repeats):
         for place, (name, call) in enumerate(calls if number % 2 == 0 else reversed(calls)):
             if on_progress is not None:
                 on_progress(number * len(calls) + place, total, name)
-            seconds = _time(call, wait, clock)
+            seconds, result = _time(call, wait, clock)
             if number >= warmups:
                 samples[name].append(seconds)
+                if on_result is not None:
+                    on_result(name, result)
+            del result
     return {name: Timing.of(found) for name, found in samples.items()}
 
 
@@ -178,8 +185,16 @@ def spread(values: Sequence[float]) -> tuple[float, float, float]:
     return tenths[0], tenths[4], tenths[8]
 
 
-def _time(call: Callable[[], object], wait: Callable[[], object], clock: Callable[[], float]) -> float:
-    """Time one call; its result lives until the clock was read, so freeing it is not counted."""
+def wait_for_cuda() -> None:
+    """Wait until the current CUDA device has done its work; nothing where this process uses none."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch leaves it without annotations
+        torch.cuda.synchronize()
+
+
+def _time(
+    call: Callable[[], object], wait: Callable[[], object], clock: Callable[[], float]
+) -> tuple[float, object]:
+    """Time one call; its result is handed on, so that freeing it is not counted."""
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -187,14 +202,7 @@ def _time(call: Callable[[], object], wait: Callable[[], object], clock: Callabl
         began = clock()
         result = call()
         wait()
-        seconds = clock() - began
-        del result
+        return clock() - began, result
     finally:
         if collects:
             gc.enable()
-    return seconds
-
-
-def _wait_for_cuda() -> None:
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch leaves it without annotations
-        torch.cuda.synchronize()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from twinrun.report.canvas import BLUE, HEAT, INK, LIGHT_BLUE, LINES, MUTED, RULE, blank, png
 from twinrun.report.charts import log_bins
 from twinrun.report.words import BETA, limits, speed_of, spread
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, MUTED, RULE, BLUE, LIGHT_BLUE, HEAT = "#1b1f24", "#8a929c", "#c0262d", "#3451b2", "#9fb0ea", "#e8590c"
 ROW_INCHES = 0.42
 
 
@@ -37,7 +36,7 @@ def error_ratios(rows: Sequence[Mapping[str, Any]]) -> bytes:
     _name_rows(axes, [f"{row['candidate']}\n{row['dtype']}" for row in shown])
     if shown:
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3 if len(shown) < 4 else -0.16), ncols=4)
-    return _png(figure)
+    return png(figure)
 
 
 def speed_ups(rows: Sequence[Mapping[str, Any]]) -> bytes:
@@ -59,7 +58,7 @@ def speed_ups(rows: Sequence[Mapping[str, Any]]) -> bytes:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
     axes.axvline(1, color=MUTED, linewidth=1)
     _name_rows(axes, [f"{row['candidate']}\n{row['dtype']}, {row['verdict']}" for row, _ in timed])
-    return _png(figure)
+    return png(figure)
 
 
 def kl_histogram(values: Sequence[float], beta: float = BETA) -> bytes:
@@ -82,7 +81,7 @@ def kl_histogram(values: Sequence[float], beta: float = BETA) -> bytes:
     axes.set_xscale("log")
     axes.set_yscale("symlog", linthresh=1)
     axes.set_ylabel("tokens")
-    return _png(figure)
+    return png(figure)
 
 
 def kl_strips(texts: Sequence[tuple[str, Sequence[float | None]]], beta: float = BETA) -> bytes:
@@ -102,7 +101,7 @@ def kl_strips(texts: Sequence[tuple[str, Sequence[float | None]]], beta: float =
         axes.barh(i, len(kl), 0.6, color="none", edgecolor="#d5d8dc", linewidth=0.8)
     axes.set_xlim(0, max((len(kl) for _, kl in texts), default=1))
     _name_rows(axes, [label for label, _ in texts])
-    return _png(figure)
+    return png(figure)
 
 
 def speed_by_length(lengths: Sequence[int], seconds: Mapping[str, Sequence[float]]) -> bytes:
@@ -114,38 +113,23 @@ def speed_by_length(lengths: Sequence[int], seconds: Mapping[str, Sequence[float
             values,
             marker="o",
             markersize=3.5,
-            color=(BLUE, HEAT, "#0a7a4b", MUTED, INK)[i % 5],
+            color=LINES[i % len(LINES)],
             label=name,
         )
     axes.set(xscale="log", yscale="log", ylabel="seconds")
     axes.set_xticks(list(lengths), [f"{n:,}" for n in lengths])
     axes.minorticks_off()
     axes.legend()
-    return _png(figure)
+    return png(figure)
 
 
 def _figure(rows: float, xlabel: str) -> tuple[Figure, Axes]:
     """An axes as high as its rows need, without a frame that says nothing."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 1.1 + ROW_INCHES * max(1.0, rows)), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
+    figure, (axes,) = blank((8, 1.1 + ROW_INCHES * max(1.0, rows)))
     axes.set_xlabel(xlabel, color=INK)
-    axes.tick_params(colors=INK, labelsize=8)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
     return figure, axes
 
 
 def _name_rows(axes: Axes, names: Sequence[str]) -> None:
     axes.set_yticks(range(len(names)), [name.replace("$", r"\$") for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
-
-
-def _png(figure: Figure) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    FigureCanvasAgg(figure)
-    out = io.BytesIO()
-    figure.savefig(out, format="png", facecolor="white")
-    return out.getvalue()

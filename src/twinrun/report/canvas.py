@@ -1,0 +1,37 @@
+"""The plain light figure that all plots are drawn on, and its PNG. matplotlib is imported at the first plot."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, MUTED, RULE, BLUE, LIGHT_BLUE, HEAT = "#1b1f24", "#8a929c", "#c0262d", "#3451b2", "#9fb0ea", "#e8590c"
+LINES = (BLUE, HEAT, "#0a7a4b", MUTED, INK)
+"""Colours of curves, in order."""
+
+
+def blank(inches: tuple[float, float], panels: int = 1) -> tuple[Figure, list[Axes]]:
+    """Return a figure with panels side by side, without frames that say nothing."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=inches, dpi=150, layout="constrained")
+    found = [figure.add_subplot(1, panels, i + 1) for i in range(panels)]
+    for axes in found:
+        axes.tick_params(colors=INK, labelsize=8)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    return figure, found
+
+
+def png(figure: Figure) -> bytes:
+    """Return the figure as PNG on white."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
+    out = io.BytesIO()
+    figure.savefig(out, format="png", facecolor="white")
+    return out.getvalue()
