@@ -15,7 +15,8 @@ from twinrun.models.positions import layer_windows
 
 BACKENDS: dict[str, tuple[int, ...]] = {"fp8": (8,), "quanto": (2, 4), "hqq": (1, 2, 3, 4, 8)}
 """Bits that each backend of transformers can store."""
-PACKAGES = {"quanto": "optimum.quanto", "hqq": "hqq"}
+PACKAGES = {"quanto": ("optimum.quanto", "'twinrun[quantized]'"), "hqq": ("hqq", "hqq")}
+"""Module that a backend needs, and what to install for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +61,11 @@ def quantized_cache(model: Model, options: QuantizedOptions) -> Callable[[int], 
         UnsupportedModelError: a model with layers that are not full attention.
     """
     backend = options.chosen
-    package = PACKAGES.get(backend)
-    if package is not None and not _is_installed(package):
+    package, install = PACKAGES.get(backend, ("", ""))
+    if package and not _is_installed(package):
         raise MissingBackendError(
             f"a {options.bits}-bit cache needs {package}, which is not installed: "
-            "pip install 'twinrun[quantized]', or bits=8"
+            f"pip install {install}, or take bits=8"
         )
     if any(layer_windows(model)):
         raise UnsupportedModelError(

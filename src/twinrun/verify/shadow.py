@@ -33,10 +33,13 @@ def shadow_error(
         raised: compare one precision up.
 
     Returns:
-        None if the module cannot be called on its own.
+        None if the module cannot be called on its own, or if the reference looks through a `window`: its model's plain
+        forward sees more than it does.
 
     Cost: one or two forwards of the reference's model and one of the module.
     """
+    if getattr(reference, "window", None) is not None:
+        return None
     with reference.raised() if raised else nullcontext(), torch.inference_mode():
         caught = _caught(reference.module, module, tokens, past)
     if caught is None:
