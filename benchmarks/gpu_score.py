@@ -70,7 +70,7 @@ def hardware(device: str) -> dict[str, Any]:
             f"device {device!r} is no CUDA device; single_pass.py and streamed_kl.py measure a processor"
         )
     if not torch.cuda.is_available():
-        raise MissingBackendError("this machine has no CUDA device; run gpu_score.py where there is one")
+        raise MissingBackendError("this machine has no CUDA device; run this script where there is one")
     about = torch.cuda.get_device_properties(device)
     return {"gpu": about.name, "gpu_memory_bytes": about.total_memory, **_smi()}
 

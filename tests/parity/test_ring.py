@@ -188,6 +188,23 @@ def test_without_a_window_the_ring_takes_the_model_s_own(family: str) -> None:
     assert_sound(tr.verify(tr.Recompute(model), tr.KVCache(model, "rolling"), [case(41, 5), case(41, 30, 1)]))
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3", "gpt"])
+@pytest.mark.parametrize("rows", [1, 2], ids=["alone", "padded"])
+def test_several_tokens_at_once_see_the_window_across_the_turn_of_the_ring(family: str, rows: int) -> None:
+    """Chunks of 1 to 11 tokens through a ring of 8, in float64, against each token fed by itself."""
+    model = tiny_gpt() if family == "gpt" else make(family)
+    ring, prompts = tr.KVCache(model, "rolling", window=WINDOW), [ids(5, 7), ids(3, 8)][:rows]
+    more = [ids(40, 9 + row) for row in range(rows)]
+    with ring.raised():
+        single, chunked, at = ring.open(prompts, room=40), ring.open(prompts, room=40), 0
+        right = torch.cat([single.feed([[row[i]] for row in more]) for i in range(40)], dim=1)
+        for size in (2, 1, 7, 11, 1, 1, 9, 3, 5):
+            found = chunked.feed([row[at : at + size] for row in more])
+            assert float((found - right[:, at : at + size]).abs().max()) < 1e-12, (at, size)
+            at += size
+    assert at == 40
+
+
 def test_generation_goes_on_past_the_table_in_both_ways() -> None:
     model, prompt = tiny_gpt(), ids(5)
     ring = tr.KVCache(model, "rolling").generate(prompt, 40, stop_at_eos=False)

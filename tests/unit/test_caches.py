@@ -12,7 +12,7 @@ import twinrun as tr
 from tests.support.zoo import make
 from twinrun.errors import ConfigError, MissingBackendError, UnsupportedModelError
 from twinrun.runners.caches import CACHES
-from twinrun.runners.quantized import PACKAGES
+from twinrun.runners.quantized import BACKENDS, PACKAGES, _is_installed
 from twinrun.runners.registry import RUNNERS, build_runner
 
 TEXT = [5, 9, 200, 31, 8, 77, 12, 44, 3, 17, 99, 250, 6, 14, 61, 90, 23, 180, 7, 33, 5, 9, 201, 31]
@@ -63,6 +63,22 @@ def test_a_quantised_cache_is_lossy_inside_a_budget_and_different_without(family
     assert verdict.verdict == "lossy"
     assert 0 < (verdict.kl_mean or 0) < 1e-3
     assert tr.verify(*sides, [TEXT], budget={"kl": 1e-9}, explain=False).verdict == "different"
+
+
+HERE = [name for name in BACKENDS if name not in PACKAGES or _is_installed(PACKAGES[name][0])]
+"""Backends that this installation has; at least fp8, which needs nothing."""
+
+
+@pytest.mark.parametrize(("backend", "bits"), [(name, bits) for name in HERE for bits in BACKENDS[name]])
+def test_every_backend_and_width_runs_and_coarser_costs_more(backend: str, bits: int) -> None:
+    model = make("llama")
+    options: dict[str, Any] = {"backend": backend, "bits": bits}
+    options |= {} if backend == "fp8" else {"group_size": 16, "residual_length": 4}
+    runner = tr.KVCache(model, "quantized", **options)
+    verdict = tr.verify(tr.Recompute(model), runner, [TEXT], budget={"kl": 0.2}, explain=False)
+    assert verdict.verdict == "lossy", verdict.reason
+    assert (verdict.kl_mean or 0) < {1: 0.2, 2: 0.05, 3: 0.01, 4: 0.005, 8: 0.001}[bits]
+    assert len(runner.generate(TEXT, 6, stop_at_eos=False).tokens[0]) == 6
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

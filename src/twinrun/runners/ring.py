@@ -64,10 +64,11 @@ class RingLayer(CacheLayerMixin):  # type: ignore[misc]
             self._write(key_states, value_states)
             filled = min(self.seen, self.slots)
             return self.keys[:, :, :filled], self.values[:, :, :filled]
-        before = self.in_order(self._before)
-        self._write(key_states, value_states)
-        joined = zip(before, (key_states, value_states), strict=True)
-        keys, values = (new if not old.shape[-2] else torch.cat([old, new], dim=-2) for old, new in joined)
+        pairs = zip(self.in_order(self._before), (key_states, value_states), strict=True)
+        keys, values = (new if not old.shape[-2] else torch.cat([old, new], dim=-2) for old, new in pairs)
+        self._write(
+            key_states, value_states
+        )  # last: what was kept is a view of the slots that are written now
         return keys, values
 
     @property
