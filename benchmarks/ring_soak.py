@@ -80,11 +80,16 @@ def fed(ring: tr.KVCache, ids: list[int], window: int) -> tuple[list[float], lis
         for token in ids[first : first + BLOCK]:
             running.feed([[token]])
         seconds.append(time.perf_counter() - began)
-        if first >= min(2 * window, len(ids) // 2) and len(seconds) % 10 == 0:
+        if first >= min(2 * window, len(ids) // 2) and len(seconds) % every(len(ids)) == 0:
             gc.collect()
             resident.append(process.memory_info().rss)
     layers = running._state.cache.layers
     return seconds, resident, sum(t.untyped_storage().nbytes() for r in layers for t in (r.keys, r.values))
+
+
+def every(tokens: int) -> int:
+    """Blocks between two looks at resident memory: about twenty looks in all."""
+    return max(1, tokens // BLOCK // 20)
 
 
 def drift(verdict: tr.Verdict, window: int, compared: int) -> dict[str, float]:
@@ -123,7 +128,7 @@ def measure(config: Config) -> dict[str, Any]:
             "growing_cache_bytes_at_the_end": ring_bytes // slots * len(ids),
             "resident_bytes": resident,
             "resident_growth_bytes": growth,
-            "tokens_between_samples": 10 * BLOCK,
+            "tokens_between_samples": every(len(ids)) * BLOCK,
         }
         arms = timings(name, seconds, slots, config.compared)
         early, again, late = arms.values()
