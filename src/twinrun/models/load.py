@@ -63,7 +63,7 @@ def load(
     wanted = None if dtype == "auto" else parse_dtype(dtype)
     place, why_device = _pick_device(device)
     name = str(source)
-    folder = _local_folder(name)
+    folder = local_folder(name)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if folder is not None:
         check_fits(check_folder(folder), wanted, place, name)
@@ -117,7 +117,7 @@ def _pick_device(device: str | torch.device) -> tuple[torch.device, str]:
     return torch.device("cpu"), "no CUDA device is present"
 
 
-def _local_folder(name: str) -> Path | None:
+def local_folder(name: str) -> Path | None:
     """Return the folder of a built-in or local checkpoint; None means a hub name."""
     if name.startswith("builtin:"):
         return builtin_folder(name.removeprefix("builtin:"))
@@ -147,7 +147,7 @@ def _from_pretrained(
             path, dtype=dtype or "auto", use_safetensors=True, **extra, **options
         )
     except (OSError, ValueError, ImportError, RuntimeError) as error:
-        raise _explain(error, name, local=path != name or Path(path).is_dir()) from error
+        raise explain(error, name, local=path != name or Path(path).is_dir()) from error
     try:
         return module, AutoTokenizer.from_pretrained(path, **options)
     except (
@@ -159,7 +159,7 @@ def _from_pretrained(
         return module, None
 
 
-def _explain(error: Exception, name: str, *, local: bool) -> Exception:
+def explain(error: Exception, name: str, *, local: bool) -> Exception:
     """Turn what transformers raised into one line with value, rule and fix."""
     text = " ".join(str(error).split())
     if "trust_remote_code" in text:

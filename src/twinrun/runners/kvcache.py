@@ -13,6 +13,7 @@ from transformers import DynamicCache, StaticCache
 
 from twinrun.errors import ConfigError, UnsupportedModelError, near_names
 from twinrun.models.model import Model
+from twinrun.numerics.logits_policy import LogitsPolicy
 from twinrun.records.scores import Scores
 from twinrun.runners.forward import Padded, Reader, TailMismatch, cache_lengths, forward, reading
 from twinrun.runners.runner import ModelRunner
@@ -30,6 +31,7 @@ class KVCache(ModelRunner):
     Args:
         model: what `twinrun.load` returns.
         cache: "dynamic" grows with the text; "static" is allocated once for prompt plus new tokens.
+        logits: rows that `score` keeps, and the precision of their softmax; None is all, streamed in float32.
 
     Raises:
         ConfigError: unknown cache kind.
@@ -44,9 +46,9 @@ class KVCache(ModelRunner):
 
     kind = "kv-cache"
 
-    def __init__(self, model: Model, cache: str = "dynamic") -> None:
+    def __init__(self, model: Model, cache: str = "dynamic", logits: LogitsPolicy | None = None) -> None:
         """Choose the cache kind."""
-        super().__init__(model)
+        super().__init__(model, logits)
         if cache not in CACHES:
             raise ConfigError(
                 f"no cache kind {cache!r}; choose from {', '.join(CACHES)}.{near_names(cache, CACHES)}"

@@ -1,0 +1,112 @@
+"""What to do about a plan: the policy and cache that fit, how much larger the request could be, or what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from twinrun.numerics.units import show_bytes
+from twinrun.plan.fit import largest
+from twinrun.plan.predict import LAST, STREAMED, Predictor, Request
+from twinrun.plan.record import Advice, CachePlan, LogitsPlan
+
+FAR = 2**22
+"""Most tokens that are searched for a model without a limit of its own."""
+MANY = 2**16
+"""Most rows that are searched."""
+PREFERRED = ("dynamic", "static", "rolling", "offloaded", "quantized")
+"""Exact and simple ones first; the quantised cache changes the output."""
+
+
+def usable(kind: str, predictor: Predictor, device: str) -> bool:
+    """Whether a kind of cache is an exact help here: a ring needs windows, offloading a second memory."""
+    if kind == "rolling":
+        return any(shape.window for shape in predictor.shapes)
+    return kind != "offloaded" or device == "cuda"
+
+
+def advise(
+    predictor: Predictor,
+    request: Request,
+    room: int,
+    logits: Sequence[LogitsPlan],
+    caches: Sequence[CachePlan],
+) -> Advice:
+    """Choose what fits; the first that does, in the order of `PREFERRED`, is recommended."""
+    by_kind = {row.kind: row for row in caches}
+    scoring = request.new_tokens == 0
+    chosen = next((kind for kind in PREFERRED if kind in by_kind and by_kind[kind].fits), None)
+    streamed = next(row for row in logits if row.policy == STREAMED)
+    if scoring and streamed.fits:
+        policy, kind, total = STREAMED, None, streamed.total_bytes
+    elif chosen is not None:
+        policy, kind, total = LAST, chosen, by_kind[chosen].total_bytes
+    else:
+        return _too_large(predictor, request, room, logits, caches)
+    sizes = _largest(predictor, request, room, policy, kind or "dynamic")
+    return Advice(
+        policy=policy,
+        cache=kind,
+        total_bytes=total,
+        largest_context=sizes[0],
+        largest_batch=sizes[1],
+        text=_words(predictor, policy, kind, total, room, sizes),
+    )
+
+
+def _words(
+    predictor: Predictor, policy: str, kind: str | None, total: int, room: int, sizes: tuple[int, int]
+) -> str:
+    way = "score with streamed logits, no cache" if kind is None else f"generate from the {policy}, {kind} cache"
+    lossy = " (lossy: verify it)" if kind == "quantized" else ""
+    limit = predictor.model.max_context
+    ends = " (the model's limit)" if limit is not None and sizes[0] >= limit else ""
+    return (
+        f"{way}{lossy}: {show_bytes(total)} of {show_bytes(room)} ({total / room:.0%}); "
+        f"the largest context that fits at this batch is {sizes[0]:,} tokens{ends}, "
+        f"the largest batch at this context {sizes[1]:,}"
+    )
+
+
+def _largest(
+    predictor: Predictor, request: Request, room: int, policy: str, kind: str
+) -> tuple[int, int]:
+    limit = predictor.model.max_context or FAR
+    far = max(request.context, limit - request.new_tokens)
+    context = largest(lambda n: predictor.total(policy, kind, replace(request, context=n)), room, far)
+    batch = largest(lambda n: predictor.total(policy, kind, replace(request, batch=n)), room, MANY)
+    return context, batch
+
+
+def _too_large(
+    predictor: Predictor,
+    request: Request,
+    room: int,
+    logits: Sequence[LogitsPlan],
+    caches: Sequence[CachePlan],
+) -> Advice:
+    """Nothing fits: how much is missing, and what would fit."""
+    need = min([row.total_bytes for row in logits] + [row.total_bytes for row in caches])
+    text = f"nothing fits: at least {show_bytes(need)} are needed and there are {show_bytes(room)}; "
+    weights = predictor.weights
+    sizes = (0, 0)
+    if weights >= room:
+        half = predictor.weights // 2 if predictor.model.dtype.itemsize == 4 else None
+        text += f"the weights alone are {show_bytes(weights)}: "
+        text += "choose bfloat16" if half is not None and half < room else "choose a larger machine"
+    else:
+        policy = STREAMED if request.new_tokens == 0 else LAST
+        sizes = _largest(predictor, request, room, policy, "dynamic")
+        text += (
+            f"at this batch {sizes[0]:,} tokens of context fit"
+            if sizes[0]
+            else "not even one token of context fits"
+        )
+    return Advice(
+        policy=None,
+        cache=None,
+        total_bytes=need,
+        largest_context=sizes[0],
+        largest_batch=sizes[1],
+        text=text,
+    )
