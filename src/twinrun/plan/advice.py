@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
+
 from twinrun.numerics.units import show_bytes
 from twinrun.plan.fit import largest
 from twinrun.plan.predict import LAST, STREAMED, Predictor, Request
@@ -50,17 +52,18 @@ def advise(
         total_bytes=total,
         largest_context=sizes[0],
         largest_batch=sizes[1],
-        text=_words(predictor, policy, kind, total, room, sizes),
+        text=_words(predictor, (policy, kind, total), room, sizes, request.new_tokens),
     )
 
 
 def _words(
-    predictor: Predictor, policy: str, kind: str | None, total: int, room: int, sizes: tuple[int, int]
+    predictor: Predictor, best: tuple[str, str | None, int], room: int, sizes: tuple[int, int], new_tokens: int
 ) -> str:
+    policy, kind, total = best
     way = "score with streamed logits, no cache" if kind is None else f"generate from the {policy}, {kind} cache"
     lossy = " (lossy: verify it)" if kind == "quantized" else ""
     limit = predictor.model.max_context
-    ends = " (the model's limit)" if limit is not None and sizes[0] >= limit else ""
+    ends = " (the model's limit)" if limit is not None and sizes[0] + new_tokens >= limit else ""
     return (
         f"{way}{lossy}: {show_bytes(total)} of {show_bytes(room)} ({total / room:.0%}); "
         f"the largest context that fits at this batch is {sizes[0]:,} tokens{ends}, "
@@ -72,9 +75,9 @@ def _largest(
     predictor: Predictor, request: Request, room: int, policy: str, kind: str
 ) -> tuple[int, int]:
     limit = predictor.model.max_context or FAR
-    far = max(request.context, limit - request.new_tokens)
-    context = largest(lambda n: predictor.total(policy, kind, replace(request, context=n)), room, far)
-    batch = largest(lambda n: predictor.total(policy, kind, replace(request, batch=n)), room, MANY)
+    far = max(1, limit - request.new_tokens)
+    context = largest(lambda n: predictor.total(policy, kind, replace(request, context=n)), room, min(request.context, far), far)
+    batch = largest(lambda n: predictor.total(policy, kind, replace(request, batch=n)), room, request.batch, max(MANY, request.batch))
     return context, batch
 
 
@@ -91,9 +94,9 @@ def _too_large(
     weights = predictor.weights
     sizes = (0, 0)
     if weights >= room:
-        half = predictor.weights // 2 if predictor.model.dtype.itemsize == 4 else None
+        half = predictor.weights_in(torch.bfloat16)
         text += f"the weights alone are {show_bytes(weights)}: "
-        text += "choose bfloat16" if half is not None and half < room else "choose a larger machine"
+        text += "choose bfloat16" if half < min(room, weights) else "choose a larger machine"
     else:
         policy = STREAMED if request.new_tokens == 0 else LAST
         sizes = _largest(predictor, request, room, policy, "dynamic")

@@ -54,9 +54,10 @@ class AliveBytes(TorchDispatchMode):
         """Say that `size` bytes are held for a moment on top of what is alive now."""
         self.peak = max(self.peak, self.level + size)
 
-    def restart(self) -> None:
-        """Forget the peak so far; what is alive stays counted."""
-        self.peak = self.level
+    def hold(self, tensors: Iterable[Tensor]) -> None:
+        """Count tensors that were made before, until they go."""
+        for tensor in tensors:
+            self._count(tensor)
 
     def _count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 CLOSE = 0.01
@@ -9,35 +10,55 @@ CLOSE = 0.01
 MAX_STEPS = 40
 
 
-def largest(need: Callable[[int], int], room: int, high: int) -> int:
+def largest(need: Callable[[int], int], room: int, start: int, high: int) -> int:
     """Return the largest size from 1 to `high` whose need is at most `room`, or a little less; 0 if not even 1 fits.
 
     Args:
         need: bytes for a size; grows with it.
         room: bytes there are.
+        start: a size whose need is known already, between 1 and `high`.
         high: the most that is asked for.
 
     Returns:
         A size that fits, exact below 100 and within `CLOSE` of the largest above.
 
-    Cost: a few calls of `need`: by turns a straight line between what fits and what does not, and the middle.
+    Cost: a few calls of `need`: where the parabola through three sizes says, now and then the middle.
 
     Example:
-        >>> largest(lambda size: 10 * size, room=905, high=1000)
+        >>> largest(lambda size: 10 * size, room=905, start=7, high=1000)
         90
     """
-    if need(high) <= room:
-        return high
-    if need(1) > room:
-        return 0
-    low, too_high = (1, need(1)), (high, need(high))
+    low, above, size = 0, high + 1, start
+    seen: list[tuple[int, int]] = []
     for step in range(MAX_STEPS):
-        gap = too_high[0] - low[0]
-        if gap <= max(1, int(CLOSE * low[0])):
+        found = need(size)
+        seen.append((size, found))
+        low, above = (size, above) if found <= room else (low, size)
+        if above - low <= max(1, int(CLOSE * low)):
             break
-        slope = (too_high[1] - low[1]) / gap
-        guess = low[0] + int((room - low[1]) / slope) if step % 2 == 0 and slope > 0 else low[0] + gap // 2
-        guess = min(max(guess, low[0] + 1), too_high[0] - 1)
-        found = (guess, need(guess))
-        low, too_high = (found, too_high) if found[1] <= room else (low, found)
-    return low[0]
+        guess = _curve_meets(seen[-3:], room) if step % 4 != 3 else (low + above) / 2
+        if guess is None:
+            guess = 2.0 * size if found <= room else size / 2
+        close_above = low + max(1, int(CLOSE * low))
+        size = min(max(int(guess), low + 1 if low < size else close_above), above - 1)
+    return low
+
+
+def _curve_meets(seen: list[tuple[int, int]], room: int) -> float | None:
+    """Where the line or parabola through the newest sizes reaches `room`; None if they do not say."""
+    if len(seen) < 2:
+        return None
+    (x1, y1), (x2, y2) = seen[-2:]
+    slope = (y2 - y1) / (x2 - x1)
+    bend = 0.0
+    if len(seen) == 3:
+        x0, y0 = seen[0]
+        bend = (slope - (y1 - y0) / (x1 - x0)) / (x2 - x0)
+    if slope <= 0:
+        return None
+    # y = y2 + (slope + bend (x2 - x1)) d + bend d^2, with d from x2
+    rise, gap = slope + bend * (x2 - x1), y2 - room
+    square = rise * rise - 4 * bend * gap
+    if square < 0 or rise + math.sqrt(square) == 0:
+        return x2 - gap / slope
+    return x2 - 2 * gap / (rise + math.sqrt(square))

@@ -52,11 +52,12 @@ class Passes:
 
     def _decode(self, batch: int, tokens: int, kind: str) -> int:
         """Peak of the forward of one token that fills the cache up to `tokens`."""
-        with self._counting() as alive:
-            cache = new_cache(self.model, kind, tokens)
+        cache = new_cache(self.model, kind, tokens)
+        with quiet(), torch.no_grad():  # the second forward lets go of what only a prompt leaves behind
             forward(self.model, self._ids(batch, max(1, tokens - 2)), cache=cache)
-            forward(self.model, self._ids(batch, 1), cache=cache)  # lets go of what only a prompt leaves behind
-            alive.restart()
+            forward(self.model, self._ids(batch, 1), cache=cache)
+        with self._counting() as alive:
+            alive.hold(t for layer in cache.layers for t in (layer.keys, layer.values) if t is not None)
             logits = forward(self.model, self._ids(batch, 1), cache=cache).float()
             del logits
         return alive.peak

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from twinrun.errors import ConfigError, MissingBackendError
+from twinrun.errors import ConfigError, MissingBackendError, near_names
 from twinrun.models.memory import free_bytes
 from twinrun.models.model import Model
 from twinrun.models.skeleton import build
@@ -62,6 +62,10 @@ def plan_memory(
         (True, 1769472)
     """
     request = _checked(batch, context, new_tokens)
+    if attention is not None and attention not in ATTENTIONS:
+        raise ConfigError(
+            f"attention {attention!r} cannot be planned; choose sdpa or eager.{near_names(attention, ATTENTIONS)}"
+        )
     place, room, room_from = _room(device, memory)
     model = build(source, dtype=dtype, attention=attention)
     predictor = Predictor(model, place)
@@ -167,5 +171,5 @@ def _notes(model: Model, request: Request, device: str) -> tuple[str, ...]:
     if getattr(model.config, "quantization_config", None) is not None:
         notes.append("the checkpoint is packed; its weights are counted as if they were unpacked")
     if device == "cpu":
-        notes.append(f"attention's tiles are those of {torch.get_num_threads()} threads")
+        notes.append(f"the tiles of fused attention are counted for torch.get_num_threads() = {torch.get_num_threads()}")
     return tuple(notes)
