@@ -39,9 +39,12 @@ def register(app: typer.Typer) -> None:
             str | None, typer.Option(help="sdpa or eager (default: the model's own)")
         ] = None,
         available: Annotated[
-            str | None, typer.Option("--memory", help="what there is, like 24GB or 22.5GiB (default: free now)")
+            str | None,
+            typer.Option("--memory", help="what there is, like 24GB or 22.5GiB (default: free now)"),
         ] = None,
-        device: Annotated[str, typer.Option(help="whose kernels are planned for: auto, cpu or cuda")] = "auto",
+        device: Annotated[
+            str, typer.Option(help="whose kernels are planned for: auto, cpu or cuda")
+        ] = "auto",
         as_json: JsonOption = False,
     ) -> int:
         """Plan weights, KV cache, activations and logits from a config; say what fits. Exit code 1 if nothing does."""
@@ -97,7 +100,9 @@ def _parts(plan: MemoryPlan) -> Table:
     for name, found in plan.activations_bytes.items():
         shown = "–" if found is None else show_bytes(found)
         table.add_row(
-            f"prompt's forward, {name}", shown, "not offered by this model" if found is None else "peak beside the cache"
+            f"prompt's forward, {name}",
+            shown,
+            "not offered by this model" if found is None else "peak beside the cache",
         )
     return table
 
@@ -105,11 +110,18 @@ def _parts(plan: MemoryPlan) -> Table:
 def _caches(plan: MemoryPlan) -> Table:
     from twinrun.numerics.units import show_bytes
 
-    table = _table("\nKV cache, with the last row of logits", "kind", "size", "in host memory", "total", "fits", "")
+    table = _table(
+        "\nKV cache, with the last row of logits", "kind", "size", "in host memory", "total", "fits", ""
+    )
     for row in plan.caches:
         host = show_bytes(row.host_bytes) if row.host_bytes else ""
         table.add_row(
-            row.kind, show_bytes(row.device_bytes), host, show_bytes(row.total_bytes), _word(row.fits), row.what
+            row.kind,
+            show_bytes(row.device_bytes),
+            host,
+            show_bytes(row.total_bytes),
+            _word(row.fits),
+            row.what,
         )
     return table
 

@@ -12,13 +12,16 @@ from twinrun.errors import (
     CheckpointError,
     ConfigError,
     MissingBackendError,
+    TwinrunError,
     UnsupportedModelError,
     near_names,
 )
 from twinrun.models.builtin_names import builtin_folder, builtin_names
 from twinrun.models.checkpoint import check_finite, check_fits, check_folder
 from twinrun.models.hub import check_reachable
+from twinrun.models.memory import refuse_oversize, weight_bytes
 from twinrun.models.model import Model
+from twinrun.models.tail import text_config
 from twinrun.numerics.precision import dtype_name, parse_dtype
 
 
@@ -69,6 +72,7 @@ def load(
         check_fits(check_folder(folder), wanted, place, name)
     else:
         check_reachable(name, revision)
+        _check_config_fits(name, wanted, place, trust_remote_code, revision)
         options["revision"] = revision or "main"
     module, found = _from_pretrained(str(folder or name), name, wanted, attention, options)
     check_finite(module)
@@ -76,6 +80,24 @@ def load(
     why_dtype = "as requested" if wanted is not None else "the precision that the checkpoint is stored in"
     model.choices = {"dtype": f"{dtype_name(model.dtype)}: {why_dtype}", "device": f"{place}: {why_device}"}
     return model
+
+
+def _check_config_fits(
+    name: str, wanted: torch.dtype | None, place: torch.device, trust_remote_code: bool, revision: str | None
+) -> None:
+    """Refuse a hub model whose weights will not fit, by its config, before they are fetched."""
+    from twinrun.models.skeleton import build, read_config, stored
+
+    try:
+        config, _ = read_config(name, trust_remote_code=trust_remote_code, revision=revision)
+        dtype = wanted or getattr(text_config(config), "dtype", None) or torch.bfloat16
+        model = build(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    except TwinrunError:  # whatever is wrong with it, reading the model says it better
+        return
+    if (
+        getattr(config, "quantization_config", None) is None
+    ):  # packed weights are smaller than the config says
+        refuse_oversize(name, weight_bytes(stored(model)), place)
 
 
 def _in_memory(

@@ -14,7 +14,7 @@ from twinrun.numerics.units import show_bytes
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One tensor of a checkpoint or a model: its values, bytes a value, and whether a change of precision reaches it."""
+    """One tensor of a checkpoint or a model: values, bytes a value, whether a change of precision reaches it."""
 
     numel: int
     itemsize: int

@@ -1,9 +1,11 @@
-"""A causal LM with shapes and no numbers, built on torch's meta device from a config alone: nothing is read or allocated."""
+"""A causal LM with shapes and no numbers, built on torch's meta device from a config alone; no weight is read."""
 
 from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache
 from transformers.utils import logging as hf_logging
 
+import twinrun.models.gpt  # noqa: F401  registers our own architecture with the Auto classes
 from twinrun.errors import CheckpointError, ConfigError, UnsupportedModelError
-from twinrun.models import gpt  # registers our own architecture with the Auto classes
 from twinrun.models.hub import check_reachable
 from twinrun.models.layout import Layout
 from twinrun.models.load import explain, local_folder
@@ -23,16 +25,18 @@ from twinrun.models.tail import Tail, text_config
 from twinrun.numerics.precision import parse_dtype
 
 _DECODERS = ("CausalLM", "LMHead", "ConditionalGeneration")
-_REGISTERED = gpt.GPTConfig.model_type
 
 
-def read_config(source: Any, *, trust_remote_code: bool = False) -> tuple[Any, str]:
+def read_config(
+    source: Any, *, trust_remote_code: bool = False, revision: str | None = None
+) -> tuple[Any, str]:
     """Return a transformers config and its name from whatever names one.
 
     Args:
         source: "builtin:NAME", a checkpoint folder (config.json is enough), a config file, a hub name, a
             transformers config, a model in memory, or what `twinrun.load` returns.
         trust_remote_code: run code that comes with a config.
+        revision: branch, tag or commit of a hub model.
 
     Raises:
         ConfigError: unknown name, with near ones.
@@ -51,32 +55,39 @@ def read_config(source: Any, *, trust_remote_code: bool = False) -> tuple[Any, s
     if place:
         _check_config_file(Path(place) if is_file else Path(place) / "config.json")
     else:
-        check_reachable(name)
+        check_reachable(name, revision)
+    options = {"trust_remote_code": trust_remote_code, "revision": revision or "main"}
     try:
-        return AutoConfig.from_pretrained(place or name, trust_remote_code=trust_remote_code), name
+        return AutoConfig.from_pretrained(place or name, **options), name
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise explain(error, name, local=bool(place)) from error
 
 
 def _check_config_file(file: Path) -> None:
     if not file.is_file():
-        raise CheckpointError(f"{file.parent} has no config.json; give a folder or file that holds a model's config")
+        raise CheckpointError(
+            f"{file.parent} has no config.json; give a folder or file that holds a model's config"
+        )
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{file} is not valid JSON ({error}); give a config.json") from error
     if not isinstance(found, dict) or "model_type" not in found:
-        raise CheckpointError(f"{file} names no model_type, so it is no transformers config; give a config.json")
+        raise CheckpointError(
+            f"{file} names no model_type, so it is no transformers config; give a config.json"
+        )
 
 
-def build(source: Any, *, dtype: Any = "auto", attention: str | None = None, **options: Any) -> Model:
+def build(
+    source: Any, *, dtype: Any = "auto", attention: str | None = None, trust_remote_code: bool = False
+) -> Model:
     """Return a `Model` whose weights have shapes and precisions and no values.
 
     Args:
         source: as in `read_config`.
         dtype: "auto" is the precision the config names (float32 if none), else a precision.
         attention: transformers' implementation ("sdpa", "eager"); None is the model's default.
-        options: `trust_remote_code`.
+        trust_remote_code: run code that comes with a config.
 
     Raises:
         ConfigError: an attention that the family lacks.
@@ -88,15 +99,16 @@ def build(source: Any, *, dtype: Any = "auto", attention: str | None = None, **o
         >>> sum(p.numel() for p in build("builtin:expert").model.parameters())
         2632512
     """
-    config, name = read_config(source, **options)
+    config, name = read_config(source, trust_remote_code=trust_remote_code)
     _refuse_encoder(config, name)
     text = text_config(config)
     precision = (getattr(text, "dtype", None) or torch.float32) if dtype == "auto" else parse_dtype(dtype)
-    extra = {"attn_implementation": attention} if attention else {}
+    extra: dict[str, Any] = {"attn_implementation": attention} if attention else {}
+    extra |= {"trust_remote_code": True} if trust_remote_code else {}
     make: Any = AutoModelForCausalLM.from_config
     with quiet(), torch.device("meta"):
         try:
-            module = make(copy.deepcopy(config), dtype=precision, **extra, **options).eval()
+            module = make(copy.deepcopy(config), dtype=precision, **extra).eval()
         except (ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
             raise _unbuilt(error, name, attention) from error
     model = Model(module, name=name)
@@ -118,7 +130,9 @@ def _unbuilt(error: Exception, name: str, attention: str | None) -> Exception:
 def _refuse_encoder(config: Any, name: str) -> None:
     """An encoder has no cache to plan and no next token; transformers would build some of them as decoders."""
     if config is None:
-        raise UnsupportedModelError(f"{name} has no transformers config; give one, or a model of transformers")
+        raise UnsupportedModelError(
+            f"{name} has no transformers config; give one, or a model of transformers"
+        )
     kinds = list(getattr(config, "architectures", None) or [])
     foreign = kinds and not any(word in kind for kind in kinds for word in _DECODERS)
     encoder = getattr(config, "is_decoder", None) is False and not kinds
@@ -154,14 +168,12 @@ def new_cache(model: Model, kind: str, length: int) -> Any:
     return DynamicCache(config=model.config)
 
 
-class quiet:  # noqa: N801  a context manager, used like a function
+@contextmanager
+def quiet() -> Iterator[None]:
     """Silence transformers' advice inside the block: it speaks of inputs, and there are none."""
-
-    def __enter__(self) -> None:
-        """Keep errors only."""
-        self._before = hf_logging.get_verbosity()  # type: ignore[no-untyped-call]
-        hf_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-
-    def __exit__(self, *_error: object) -> None:
-        """As before."""
-        hf_logging.set_verbosity(self._before)  # type: ignore[no-untyped-call]
+    before = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(before)

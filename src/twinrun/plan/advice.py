@@ -57,10 +57,18 @@ def advise(
 
 
 def _words(
-    predictor: Predictor, best: tuple[str, str | None, int], room: int, sizes: tuple[int, int], new_tokens: int
+    predictor: Predictor,
+    best: tuple[str, str | None, int],
+    room: int,
+    sizes: tuple[int, int],
+    new_tokens: int,
 ) -> str:
     policy, kind, total = best
-    way = "score with streamed logits, no cache" if kind is None else f"generate from the {policy}, {kind} cache"
+    way = (
+        "score with streamed logits, no cache"
+        if kind is None
+        else f"generate from the {policy}, {kind} cache"
+    )
     lossy = " (lossy: verify it)" if kind == "quantized" else ""
     limit = predictor.model.max_context
     ends = " (the model's limit)" if limit is not None and sizes[0] + new_tokens >= limit else ""
@@ -71,13 +79,21 @@ def _words(
     )
 
 
-def _largest(
-    predictor: Predictor, request: Request, room: int, policy: str, kind: str
-) -> tuple[int, int]:
+def _largest(predictor: Predictor, request: Request, room: int, policy: str, kind: str) -> tuple[int, int]:
     limit = predictor.model.max_context or FAR
     far = max(1, limit - request.new_tokens)
-    context = largest(lambda n: predictor.total(policy, kind, replace(request, context=n)), room, min(request.context, far), far)
-    batch = largest(lambda n: predictor.total(policy, kind, replace(request, batch=n)), room, request.batch, max(MANY, request.batch))
+    context = largest(
+        lambda n: predictor.total(policy, kind, replace(request, context=n)),
+        room,
+        min(request.context, far),
+        far,
+    )
+    batch = largest(
+        lambda n: predictor.total(policy, kind, replace(request, batch=n)),
+        room,
+        request.batch,
+        max(MANY, request.batch),
+    )
     return context, batch
 
 

@@ -17,7 +17,7 @@ from twinrun.plan.kernels import attention_output, attention_scratch, temporary_
 _SCALAR = torch.ops.aten._local_scalar_dense.default
 
 
-class AliveBytes(TorchDispatchMode):
+class AliveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts storages made inside the block: `level` now, `peak` at most. On the meta device nothing is allocated.
 
     What an operator holds only while it runs is added by `call_out`.
@@ -31,7 +31,7 @@ class AliveBytes(TorchDispatchMode):
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
         """`known` tensors (weights) are there before and do not count."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._known = [tensor.untyped_storage() for tensor in known]
         self._sizes: dict[int, int] = {storage._cdata: 0 for storage in self._known}
         self.level = self.peak = 0
@@ -54,10 +54,9 @@ class AliveBytes(TorchDispatchMode):
         """Say that `size` bytes are held for a moment on top of what is alive now."""
         self.peak = max(self.peak, self.level + size)
 
-    def hold(self, tensors: Iterable[Tensor]) -> None:
-        """Count tensors that were made before, until they go."""
-        for tensor in tensors:
-            self._count(tensor)
+    def restart(self) -> None:
+        """Forget the peak so far; what is alive stays counted."""
+        self.peak = self.level
 
     def _count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -91,12 +90,20 @@ class KernelShapes(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _attend(
-        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *rest: Any, **kw: Any
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        *rest: Any,
+        **kw: Any,
     ) -> Tensor:
         gqa = bool(kw.get("enable_gqa"))
         if not uses_fused_kernel(query, key, value, attn_mask, gqa, self._device):
             plain = torch.ops.aten._scaled_dot_product_attention_math
             mask = attn_mask if attn_mask is None else attn_mask.to(query.dtype)
-            return plain(query, key, value, mask, 0.0, bool(kw.get("is_causal")), enable_gqa=gqa)[0]
+            causal = bool(kw.get("is_causal"))
+            found: tuple[Tensor, Tensor] = plain(query, key, value, mask, 0.0, causal, enable_gqa=gqa)
+            return found[0]
         self._alive.call_out(attention_scratch(query, key, value, attn_mask, self._device))
         return attention_output(query, value)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from twinrun.errors import UnsupportedModelError
 from twinrun.models.model import Model
-from twinrun.models.skeleton import new_cache, quiet
+from twinrun.models.skeleton import new_cache
+from twinrun.plan.following import following
 from twinrun.runners.forward import forward
 
 KINDS = {
@@ -25,17 +27,38 @@ PROBE_TOKENS = 2
 RESIDENT_LAYERS = 2
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerShape:
-    """What one layer caches of one token: values of keys and of values, and the window if it keeps no more."""
+    """What one layer caches: heads of its own, widths of keys and values, precision, and the window if it has one."""
 
-    values: int
-    itemsize: int
-    window: int | None
+    index: int
+    heads: int
+    key_width: int
+    value_width: int
+    dtype: torch.dtype
+    window: int | None = None
+
+    @property
+    def values(self) -> int:
+        """Numbers cached of one token."""
+        return self.heads * (self.key_width + self.value_width)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number."""
+        return self.dtype.itemsize
 
     def tokens(self, total: int) -> int:
         """Tokens kept of a text of `total`."""
         return total if self.window is None else min(total, self.window)
+
+    def keys(self, batch: int, tokens: int) -> Tensor:
+        """Keys without numbers, `[batch, heads, tokens, key_width]`."""
+        return torch.empty(batch, self.heads, tokens, self.key_width, dtype=self.dtype, device="meta")
+
+    def value_states(self, batch: int, tokens: int) -> Tensor:
+        """Values without numbers, `[batch, heads, tokens, value_width]`."""
+        return torch.empty(batch, self.heads, tokens, self.value_width, dtype=self.dtype, device="meta")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +69,14 @@ class CacheBytes:
     host: int = 0
 
 
-def layer_shapes(model: Model) -> tuple[LayerShape, ...]:
-    """Ask a model without numbers what it caches, by a forward of two tokens; grouped heads count once.
+def layer_shapes(model: Model, device: str) -> tuple[LayerShape, ...]:
+    """Ask a model without numbers what it caches, by a forward of two tokens.
 
     Raises:
         UnsupportedModelError: a layer keeps a recurrent state, not keys and values.
     """
     cache = new_cache(model, "dynamic", PROBE_TOKENS)
-    with quiet(), torch.no_grad():
+    with following(model, device):
         forward(model, torch.zeros(1, PROBE_TOKENS, dtype=torch.long, device="meta"), cache=cache)
     shapes = []
     for index, layer in enumerate(cache.layers):
@@ -62,11 +85,19 @@ def layer_shapes(model: Model) -> tuple[LayerShape, ...]:
                 f"layer {index} of {type(model.core).__name__} keeps a recurrent state, not keys and values; "
                 "`twinrun memory` plans attention only"
             )
-        if getattr(layer, "keys", None) is None:  # a layer that reads the keys and values of another one
-            continue
-        values = (layer.keys.numel() + layer.values.numel()) // PROBE_TOKENS
-        window = int(layer.sliding_window) if layer.is_sliding else None
-        shapes.append(LayerShape(values, layer.keys.dtype.itemsize, window))
+        if getattr(layer, "keys", None) is not None:  # else it reads the keys and values of another layer
+            window = int(layer.sliding_window) if layer.is_sliding else None
+            _, heads, _, width = layer.keys.shape
+            shapes.append(
+                LayerShape(
+                    index=index,
+                    heads=heads,
+                    key_width=width,
+                    value_width=layer.values.shape[-1],
+                    dtype=layer.keys.dtype,
+                    window=window,
+                )
+            )
     return tuple(shapes)
 
 
@@ -87,7 +118,9 @@ def cache_bytes(
     total = context + new_tokens
     if kind == "dynamic":
         whole = new_tokens == 0
-        return CacheBytes(batch * sum(s.values * s.itemsize * (total if whole else s.tokens(total)) for s in shapes))
+        return CacheBytes(
+            batch * sum(s.values * s.itemsize * (total if whole else s.tokens(total)) for s in shapes)
+        )
     if kind == "rolling":
         kept = min(total, limit or total)
         return CacheBytes(batch * sum(s.values * s.itemsize * s.tokens(kept) for s in shapes))

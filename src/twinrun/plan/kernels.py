@@ -1,8 +1,8 @@
 """What an operator holds while it runs, which the meta device cannot show; above all fused attention's own tiles.
 
 The processor's attention kernel (torch 2.13, FlashAttentionKernel.cpp) works on tiles of 32, 64 or 256 queries by 512
-keys, one set of tiles a thread; for bfloat16, on processors with matrix instructions for it, it packs a copy of keys and
-values. Nothing of it is `[tokens, tokens]`. benchmarks/memory_plan.py holds the formulas against measured peaks.
+keys, one set of tiles a thread; for bfloat16, on processors with matrix instructions for it, it packs a copy of keys
+and values. Nothing of it is `[tokens, tokens]`. benchmarks/memory_plan.py holds the formulas against measured peaks.
 """
 
 from __future__ import annotations
@@ -60,9 +60,7 @@ def attention_output(query: Tensor, value: Tensor) -> Tensor:
     return query.new_empty(rows, tokens, heads, value.shape[3]).transpose(1, 2)
 
 
-def attention_scratch(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, device: str
-) -> int:
+def attention_scratch(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, device: str) -> int:
     """Bytes alive inside the kernel: the output, the log-sum-exp, a mask in numbers, tiles and packed copies."""
     rows, heads, tokens, width = query.shape
     size = query.dtype.itemsize

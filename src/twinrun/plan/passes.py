@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from twinrun.errors import UnsupportedModelError
 from twinrun.models.model import Model
-from twinrun.models.skeleton import new_cache, quiet
+from twinrun.models.skeleton import new_cache
 from twinrun.numerics.blocks import BLOCK_BYTES, HEAD_BLOCKS
 from twinrun.numerics.divergence import token_stats
 from twinrun.numerics.logits_policy import LogitsPolicy
-from twinrun.plan.alive import AliveBytes, KernelShapes
+from twinrun.plan.caches import layer_shapes
+from twinrun.plan.following import following
 from twinrun.runners.forward import HiddenRows, forward
 
 
@@ -26,7 +25,7 @@ class Passes:
     def __init__(self, model: Model, device: str) -> None:
         """Take a model from `twinrun.models.skeleton.build` and the device planned for, "cpu" or "cuda"."""
         self.model, self._device = model, device
-        self._known = [*model.model.parameters(), *model.model.buffers()]
+        self.shapes = layer_shapes(model, device)
         self.prefill = lru_cache(maxsize=None)(self._prefill)
         self.decode = lru_cache(maxsize=None)(self._decode)
         self.streamed = lru_cache(maxsize=None)(self._streamed)
@@ -43,7 +42,7 @@ class Passes:
             upcast: whether a float32 copy of the logits is made.
             room: tokens that a static cache has place for.
         """
-        with self._counting() as alive:
+        with following(self.model, self._device) as alive:
             cache = new_cache(self.model, kind, room)
             logits = forward(self.model, self._ids(batch, tokens), cache=cache, last=keep)
             held = logits.float() if upcast else logits
@@ -53,11 +52,11 @@ class Passes:
     def _decode(self, batch: int, tokens: int, kind: str) -> int:
         """Peak of the forward of one token that fills the cache up to `tokens`."""
         cache = new_cache(self.model, kind, tokens)
-        with quiet(), torch.no_grad():  # the second forward lets go of what only a prompt leaves behind
-            forward(self.model, self._ids(batch, max(1, tokens - 2)), cache=cache)
-            forward(self.model, self._ids(batch, 1), cache=cache)
-        with self._counting() as alive:
-            alive.hold(t for layer in cache.layers for t in (layer.keys, layer.values) if t is not None)
+        with following(self.model, self._device) as alive:
+            for shape in self.shapes:
+                for new in (max(1, tokens - 2), 1):  # the second lets go of what only a prompt leaves behind
+                    cache.update(shape.keys(batch, new), shape.value_states(batch, new), shape.index)
+            alive.restart()
             logits = forward(self.model, self._ids(batch, 1), cache=cache).float()
             del logits
         return alive.peak
@@ -70,7 +69,7 @@ class Passes:
             caught.append(output if isinstance(output, Tensor) else output[0])
 
         body = self.model.layout.body
-        with self._counting() as alive, ExitStack() as undo:
+        with following(self.model, self._device) as alive, ExitStack() as undo:
             undo.callback(body.register_forward_hook(catch).remove)
             forward(self.model, self._ids(batch, tokens))
             self._score(caught[0][0], policy)
@@ -79,12 +78,10 @@ class Passes:
 
     def _blocks(self, tokens: int, policy: LogitsPolicy) -> int:
         """Peak of the blocks alone: logits of one call of the head, and what the softmax of a block holds."""
-        width = self.model.layout.head.in_features  # type: ignore[union-attr]
+        width = int(getattr(self.model.layout.head, "in_features", 0) or self.model.config.hidden_size)
         hidden = torch.empty(tokens, width, dtype=self.model.dtype, device="meta")
-        self._known.append(hidden)
-        with self._counting() as alive:
+        with following(self.model, self._device) as alive:
             self._score(hidden, policy)
-        self._known.pop()
         return alive.peak
 
     def _score(self, hidden: Tensor, policy: LogitsPolicy) -> None:
@@ -97,18 +94,3 @@ class Passes:
 
     def _ids(self, batch: int, tokens: int) -> Tensor:
         return torch.zeros(batch, tokens, dtype=torch.long, device="meta")
-
-    @contextmanager
-    def _counting(self) -> Iterator[AliveBytes]:
-        """Count inside the block; a forward that needs numbers is refused by name."""
-        alive = AliveBytes(self._known)
-        try:
-            with quiet(), torch.no_grad(), alive, KernelShapes(alive, self._device):
-                yield alive
-        except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError) as error:
-            family = type(self.model.core).__name__
-            why = " ".join(str(error).split())[:120]
-            raise UnsupportedModelError(
-                f"the forward of {family} cannot be followed without numbers ({why}); measure it with "
-                "twinrun.bench.memory.peak_extra_bytes"
-            ) from error

@@ -70,7 +70,9 @@ def plan_memory(
     model = build(source, dtype=dtype, attention=attention)
     predictor = Predictor(model, place)
     logits = tuple(_logits_plan(predictor, name, request, room) for name in POLICIES)
-    kinds = [kind for kind in KINDS if kind in ("dynamic", "static", "quantized") or usable(kind, predictor, place)]
+    kinds = [
+        kind for kind in KINDS if kind in ("dynamic", "static", "quantized") or usable(kind, predictor, place)
+    ]
     caches = tuple(_cache_plan(predictor, kind, request, room) for kind in kinds)
     return MemoryPlan(
         model=model.name,
@@ -91,7 +93,7 @@ def plan_memory(
         activations_bytes=_by_attention(source, predictor, request),
         caches=caches,
         logits=logits,
-        fits=any(row.fits for row in (*logits, *caches)),
+        fits=any(row.fits for row in logits) or any(row.fits for row in caches),
         advice=advise(predictor, request, room, logits, caches),
         notes=_notes(model, request, place),
     )
@@ -171,5 +173,7 @@ def _notes(model: Model, request: Request, device: str) -> tuple[str, ...]:
     if getattr(model.config, "quantization_config", None) is not None:
         notes.append("the checkpoint is packed; its weights are counted as if they were unpacked")
     if device == "cpu":
-        notes.append(f"the tiles of fused attention are counted for torch.get_num_threads() = {torch.get_num_threads()}")
+        notes.append(
+            f"the tiles of fused attention are counted for torch.get_num_threads() = {torch.get_num_threads()}"
+        )
     return tuple(notes)

@@ -11,7 +11,7 @@ from twinrun.models.memory import weight_bytes
 from twinrun.models.model import Model
 from twinrun.models.skeleton import stored
 from twinrun.numerics.logits_policy import LogitsPolicy
-from twinrun.plan.caches import CacheBytes, LayerShape, cache_bytes, layer_shapes
+from twinrun.plan.caches import CacheBytes, LayerShape, cache_bytes
 from twinrun.plan.passes import Passes
 
 WHOLE, WHOLE_FLOAT32, LAST, STREAMED = "whole prompt", "whole prompt, float32", "last row", "streamed"
@@ -47,10 +47,10 @@ class Predictor:
         """Bytes of weights and buffers."""
         return weight_bytes(stored(self.model))
 
-    @cached_property
+    @property
     def shapes(self) -> tuple[LayerShape, ...]:
         """What each layer caches."""
-        return layer_shapes(self.model)
+        return self._passes.shapes
 
     def weights_in(self, dtype: torch.dtype) -> int:
         """Bytes of weights in another precision."""

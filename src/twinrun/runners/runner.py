@@ -47,7 +47,9 @@ class ModelRunner(ABC):
                 "call tr.load(model) first"
             )
         if logits is not None and not isinstance(logits, LogitsPolicy):
-            raise ConfigError(f"logits must be a LogitsPolicy or None, got {logits!r}; tr.LogitsPolicy(keep=...)")
+            raise ConfigError(
+                f"logits must be a LogitsPolicy or None, got {logits!r}; tr.LogitsPolicy(keep=...)"
+            )
         self.model = model
         self.logits = logits or LogitsPolicy()
 

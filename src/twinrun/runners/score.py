@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ def score(
         ):
             with torch.inference_mode():
                 stats = scores.stats(top_k=1)
-            blank: list[None] = [None] * (len(rows[index]) - len(stats.logprob))
+            blank: list[Any] = [None] * (len(rows[index]) - len(stats.logprob))
             found[index] = ScoredText(
                 token_ids=rows[index],
                 tokens=token_texts(model, rows[index]),
