@@ -158,6 +158,7 @@ def test_the_numbers_of_a_large_model_by_hand() -> None:
     assert not wide.fits
     assert plan.policy("streamed").fits
     assert plan.advice.policy == "streamed"
+    assert plan.policy("streamed").logits_bytes < 100_000_000
 
 
 def test_planning_a_large_model_allocates_nothing() -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from twinrun.errors import UnsupportedModelError
 from twinrun.models.model import Model
@@ -14,13 +15,13 @@ from twinrun.plan.alive import AliveBytes, KernelShapes
 
 
 @contextmanager
-def following(model: Model, device: str) -> Iterator[AliveBytes]:
-    """Count tensors made inside the block, weights left out, with the kernels of `device`.
+def following(model: Model, device: str, known: Sequence[Tensor] = ()) -> Iterator[AliveBytes]:
+    """Count tensors made inside the block, weights and `known` ones left out, with the kernels of `device`.
 
     Raises:
         UnsupportedModelError: the forward needs numbers; names the family and what it asked for.
     """
-    alive = AliveBytes([*model.model.parameters(), *model.model.buffers()])
+    alive = AliveBytes([*model.model.parameters(), *model.model.buffers(), *known])
     try:
         with quiet(), torch.no_grad(), alive, KernelShapes(alive, device):
             yield alive

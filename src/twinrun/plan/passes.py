@@ -80,7 +80,7 @@ class Passes:
         """Peak of the blocks alone: logits of one call of the head, and what the softmax of a block holds."""
         width = int(getattr(self.model.layout.head, "in_features", 0) or self.model.config.hidden_size)
         hidden = torch.empty(tokens, width, dtype=self.model.dtype, device="meta")
-        with following(self.model, self._device) as alive:
+        with following(self.model, self._device, known=[hidden]) as alive:
             self._score(hidden, policy)
         return alive.peak
 
