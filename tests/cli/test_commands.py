@@ -43,7 +43,7 @@ def test_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
 
 @pytest.mark.parametrize("verb", ["verify", "memory"])
 def test_help_imports_no_torch(verb: str) -> None:
-    code = "import sys; from twinrun.cli.main import main; main([sys.argv[1], '--help']); sys.exit('torch' in sys.modules)"
+    code = "import sys; from twinrun.cli.main import main; main([sys.argv[1], '-h']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code, verb], stdout=subprocess.DEVNULL).returncode == 0
 
 
