@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache, QuantizedCache, StaticCache
 
 from twinrun.bench.memory import peak_extra_bytes
 
@@ -24,6 +24,8 @@ def weights(module: Any) -> int:
 
 def new_cache(config: Any, kind: str, length: int) -> Any:
     """transformers' own."""
+    if kind == "quantized":
+        return QuantizedCache("fp8", config)
     return (
         DynamicCache(config=config) if kind == "dynamic" else StaticCache(config=config, max_cache_len=length)
     )
@@ -43,6 +45,10 @@ def request(module: Any, ids: Tensor, kind: str, new_tokens: int) -> Any:
 def cache(module: Any, ids: Tensor, kind: str, new_tokens: int) -> int:
     """Bytes of a cache after a request."""
     held = request(module, ids, kind, new_tokens)
+    if kind == "quantized":
+        return storage_bytes(
+            part[0] for layer in held.layers for part in (layer._quantized_keys, layer._quantized_values)
+        )
     return storage_bytes(t for layer in held.layers for t in (layer.keys, layer.values))
 
 

@@ -31,7 +31,7 @@ from twinrun.models import memory, skeleton
 from twinrun.models.builtin_names import builtin_folder
 from twinrun.numerics.units import parse_bytes, show_bytes
 from twinrun.plan import caches
-from twinrun.plan.caches import LayerShape, cache_bytes
+from twinrun.plan.caches import PACKED, LayerShape, cache_bytes
 from twinrun.plan.fit import CLOSE, largest
 
 WITHIN = 0.10
@@ -83,6 +83,19 @@ def test_predictions_agree_with_what_is_held(family: str, dtype: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_agrees(family: str) -> None:
     assert [name for name, pair in compare(family, "bfloat16").items() if not agrees(*pair)] == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_quantised_cache_agrees(dtype: str) -> None:
+    module, ids = make("llama", dtype).model, ids_for(context=200)
+    plan = plan_of(module, dtype=dtype, context=200)
+    found = plan.cache("quantized")
+    assert agrees(found.device_bytes, measured.cache(module, ids, "quantized", NEW))
+    assert agrees(found.total_bytes - plan.weights_bytes, measured.peak(module, ids, "quantized", NEW))
+    assert not agrees(plan.cache("dynamic").device_bytes, measured.cache(module, ids, "quantized", NEW))
+    assert PACKED in [row.kind for row in plan.caches]
+    kinds = [row.kind for row in plan_of(make("mistral").model).caches]
+    assert kinds == ["dynamic", "static", "rolling"]
 
 
 def test_streamed_scores_agree() -> None:
@@ -205,8 +218,9 @@ SHAPES = (LayerShape(index=0, **HALF), LayerShape(index=1, window=16, **HALF))
         ("static", 40, 2, 128 * (42 + 16), 0),
         ("rolling", 40, 2, 128 * (32 + 16), 0),
         ("offloaded", 40, 2, 128 * (42 + 16), 0),
-        ("quantized", 40, 0, 2 * (40 * 32 + 40 * 4), 0),
-        ("quantized", 40, 2, 2 * (40 * 32 + 40 * 4 + 2 * 128), 0),
+        ("quantized", 40, 2, 2 * 42 * 64, 0),
+        (PACKED, 40, 0, 2 * (40 * 32 + 40 * 4), 0),
+        (PACKED, 40, 2, 2 * (40 * 32 + 40 * 4 + 2 * 128), 0),
     ],
 )
 def test_caches_by_hand(kind: str, context: int, new: int, device: int, host: int) -> None:

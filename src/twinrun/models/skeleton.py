@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, QuantizedCache, StaticCache
 from transformers.utils import logging as hf_logging
 
 import twinrun.models.gpt  # noqa: F401  registers our own architecture with the Auto classes
@@ -162,7 +162,9 @@ def stored(model: Model) -> list[Stored]:
 
 
 def new_cache(model: Model, kind: str, length: int) -> Any:
-    """An empty cache of transformers: "static" for `length` tokens a row, or "dynamic"."""
+    """An empty cache of transformers: "static" for `length` tokens a row, "quantized" to fp8, or "dynamic"."""
+    if kind == "quantized":
+        return QuantizedCache("fp8", model.config)
     if kind == "static":
         return StaticCache(config=model.config, max_cache_len=length)
     return DynamicCache(config=model.config)

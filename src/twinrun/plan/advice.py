@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from twinrun.numerics.units import show_bytes
+from twinrun.plan.caches import PACKED
 from twinrun.plan.fit import largest
 from twinrun.plan.predict import LAST, STREAMED, Predictor, Request
 from twinrun.plan.record import Advice, CachePlan, LogitsPlan
@@ -16,14 +17,17 @@ FAR = 2**22
 """Most tokens that are searched for a model without a limit of its own."""
 MANY = 2**16
 """Most rows that are searched."""
-PREFERRED = ("dynamic", "static", "rolling", "offloaded", "quantized")
+PREFERRED = ("dynamic", "static", "rolling", "offloaded", "quantized", PACKED)
 """Exact and simple ones first; the quantised cache changes the output."""
 
 
 def usable(kind: str, predictor: Predictor, device: str) -> bool:
-    """Whether a kind of cache is an exact help here: a ring needs windows, offloading a second memory."""
+    """Whether a kind of cache helps: a ring needs windows, fewer bits need none, offloading a second memory."""
+    has_window = any(shape.window for shape in predictor.shapes)
     if kind == "rolling":
-        return any(shape.window for shape in predictor.shapes)
+        return has_window
+    if kind.startswith("quantized"):
+        return not has_window
     return kind != "offloaded" or device == "cuda"
 
 
@@ -69,7 +73,7 @@ def _words(
         if kind is None
         else f"generate from the {policy}, {kind} cache"
     )
-    lossy = " (lossy: verify it)" if kind == "quantized" else ""
+    lossy = " (lossy: verify it)" if (kind or "").startswith("quantized") else ""
     limit = predictor.model.max_context
     ends = " (the model's limit)" if limit is not None and sizes[0] + new_tokens >= limit else ""
     return (

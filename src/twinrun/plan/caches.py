@@ -13,16 +13,18 @@ from twinrun.models.skeleton import new_cache
 from twinrun.plan.following import following
 from twinrun.runners.forward import forward
 
+PACKED = "quantized, 4 bits"
 KINDS = {
     "dynamic": "grows with the text; layers with a window keep the window",
     "static": "allocated once for prompt and new tokens",
     "rolling": "a ring of the window, of the whole context where there is none",
     "offloaded": "layers wait in host memory; two are on the device at a time",
-    "quantized": "4 bits, groups of 64 with scale and zero point; the newest tokens unquantised",
+    "quantized": "8 bits (fp8), lossy; full attention only",
+    PACKED: "groups of 64 with scale and zero point, the newest tokens as they are; lossy, needs optimum-quanto",
 }
 """Kinds of cache and what each keeps."""
 QUANTIZED_BITS, GROUP, RESIDUAL = 4, 64, 128
-"""Defaults of transformers' quantised cache (Liu et al. 2024, KIVI, arXiv:2402.02750)."""
+"""Defaults of transformers' group-wise quantised cache (Liu et al. 2024, KIVI, arXiv:2402.02750)."""
 PROBE_TOKENS = 2
 RESIDENT_LAYERS = 2
 
@@ -125,6 +127,8 @@ def cache_bytes(
         kept = min(total, limit or total)
         return CacheBytes(batch * sum(s.values * s.itemsize * s.tokens(kept) for s in shapes))
     if kind == "quantized":
+        return CacheBytes(batch * sum(s.values * total for s in shapes))
+    if kind == PACKED:
         return CacheBytes(batch * sum(_quantized_layer(s, context, new_tokens) for s in shapes))
     sizes = sorted((batch * s.values * s.itemsize * s.tokens(total) for s in shapes), reverse=True)
     if kind == "offloaded":

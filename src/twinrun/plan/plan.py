@@ -70,9 +70,7 @@ def plan_memory(
     model = build(source, dtype=dtype, attention=attention)
     predictor = Predictor(model, place)
     logits = tuple(_logits_plan(predictor, name, request, room) for name in POLICIES)
-    kinds = [
-        kind for kind in KINDS if kind in ("dynamic", "static", "quantized") or usable(kind, predictor, place)
-    ]
+    kinds = [kind for kind in KINDS if usable(kind, predictor, place)]
     caches = tuple(_cache_plan(predictor, kind, request, room) for kind in kinds)
     return MemoryPlan(
         model=model.name,

@@ -11,7 +11,7 @@ from twinrun.models.memory import weight_bytes
 from twinrun.models.model import Model
 from twinrun.models.skeleton import stored
 from twinrun.numerics.logits_policy import LogitsPolicy
-from twinrun.plan.caches import CacheBytes, LayerShape, cache_bytes
+from twinrun.plan.caches import PACKED, CacheBytes, LayerShape, cache_bytes
 from twinrun.plan.passes import Passes
 
 WHOLE, WHOLE_FLOAT32, LAST, STREAMED = "whole prompt", "whole prompt, float32", "last row", "streamed"
@@ -21,7 +21,7 @@ POLICIES = {
     LAST: "generating: one row a text, LogitsPolicy(keep='last')",
     STREAMED: "scoring every token in blocks, no cache: tr.score, LogitsPolicy()",
 }
-TRACED = ("dynamic", "static")
+TRACED = ("dynamic", "static", "quantized")
 """Kinds of cache whose passes are followed; the others are computed from the dynamic one."""
 
 
@@ -96,7 +96,7 @@ class Predictor:
         peak = self._passes.decode(r.batch, r.context + r.new_tokens, followed)
         if kind == followed:
             return peak
-        extra = self._unpacked(r) if kind == "quantized" else 0
+        extra = self._unpacked(r) if kind == PACKED else 0
         return peak - self.cache("dynamic", r).device + self.cache(kind, r).device + extra
 
     def total(self, policy: str, kind: str, r: Request) -> int:
