@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, QuantizedCache, StaticCache
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging as hf_logging
 
 import twinrun.models.gpt  # noqa: F401  registers our own architecture with the Auto classes
@@ -135,7 +136,8 @@ def _refuse_encoder(config: Any, name: str) -> None:
         )
     kinds = list(getattr(config, "architectures", None) or [])
     foreign = kinds and not any(word in kind for kind in kinds for word in _DECODERS)
-    encoder = getattr(config, "is_decoder", None) is False and not kinds
+    masked = getattr(config, "model_type", "") in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    encoder = masked and getattr(config, "is_decoder", None) is False and not kinds
     if getattr(config, "is_encoder_decoder", False) or foreign or encoder:
         kind = kinds[0] if kinds else f"a {config.model_type} encoder"
         raise UnsupportedModelError(
@@ -146,7 +148,8 @@ def _refuse_encoder(config: Any, name: str) -> None:
 def _layout_of(module: Any, text: Any) -> Layout:
     """Body and head as transformers names them: without numbers nothing can be watched. The tail is the config's."""
     head = module.get_output_embeddings()
-    body = getattr(module, module.base_model_prefix, module)
+    body = module.get_decoder()
+    body = getattr(module, module.base_model_prefix, body) if body is module else body
     tail = Tail(
         getattr(text, "final_logit_softcapping", None),
         getattr(text, "logit_scale", None) or getattr(text, "lm_head_multiplier", None),
@@ -168,6 +171,14 @@ def new_cache(model: Model, kind: str, length: int) -> Any:
     if kind == "static":
         return StaticCache(config=model.config, max_cache_len=length)
     return DynamicCache(config=model.config)
+
+
+def tell_length(cache: Any, tokens: int) -> None:
+    """Tell the layers of a filled cache how many tokens they hold: a static one reads that from a tensor."""
+    for layer in cache.layers:
+        held = getattr(layer, "cumulative_length", None)
+        if isinstance(held, Tensor) and held.ndim == 0:
+            layer.cumulative_length = torch.tensor(tokens, dtype=held.dtype, device="cpu")
 
 
 @contextmanager

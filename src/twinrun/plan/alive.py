@@ -41,7 +41,7 @@ class AliveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         Models read truth values only to leave work out: "no text is packed into this row", "no frequency changes".
         """
-        if func is _SCALAR:
+        if func is _SCALAR and args[0].is_meta:
             return torch.ones((), dtype=args[0].dtype, device="cpu").item()
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from twinrun.models.model import Model
-from twinrun.models.skeleton import new_cache
+from twinrun.models.skeleton import new_cache, tell_length
 from twinrun.numerics.blocks import BLOCK_BYTES, HEAD_BLOCKS
 from twinrun.numerics.divergence import token_stats
 from twinrun.numerics.logits_policy import LogitsPolicy
@@ -56,6 +56,7 @@ class Passes:
             for shape in self.shapes:
                 for new in (max(1, tokens - 2), 1):  # the second lets go of what only a prompt leaves behind
                     cache.update(shape.keys(batch, new), shape.value_states(batch, new), shape.index)
+            tell_length(cache, tokens - 1)
             alive.restart()
             logits = forward(self.model, self._ids(batch, 1), cache=cache).float()
             del logits
