@@ -175,12 +175,12 @@ def compare(model: tr.Model, plan: tr.MemoryPlan, seed: int, *, resident: bool) 
         measured = peak_extra_bytes(lambda way=way: kept.append(way()))  # type: ignore[misc]
         lines.append(row(name, expected[name], measured, weights))
         result = kept.pop()
+        if resident:
+            lines[-1]["resident_bytes"] = peak_resident_bytes(way)
         if name.startswith("last row"):
             kind = name.rpartition(" ")[2]
             lines.append(row(f"cache, {kind}", plan.cache(kind).device_bytes, cache_held(result)))
         del result
-        if resident:
-            lines[-1]["resident_bytes"] = peak_resident_bytes(way)
     return lines
 
 

@@ -59,7 +59,7 @@ def plan_memory(
     Example:
         >>> plan = plan_memory("builtin:expert", context=512, new_tokens=64, memory="1GiB", device="cpu")
         >>> plan.fits, plan.cache("dynamic").device_bytes
-        (True, 1769472)
+        (True, 1327104)
     """
     request = _checked(batch, context, new_tokens)
     if attention is not None and attention not in ATTENTIONS:

@@ -78,7 +78,7 @@ class Scores:
         """Log-probability, entropy and likeliest tokens of every row, as `policy` says. Streams the logits.
 
         Example:
-            >>> Scores.of_logits([5, 6], 1, torch.zeros(2, 4)).stats().entropy
+            >>> Scores.of_logits([2, 3], 1, torch.zeros(2, 4)).stats().entropy
             tensor([1.3863, 1.3863])
         """
         return token_stats(self.logits, self.next_ids, top_k, policy=self.policy)
