@@ -28,6 +28,9 @@ _EXPORTS = {
     "Budget": "twinrun.verify.budget",
     "Verdict": "twinrun.verify.verdict",
     "score": "twinrun.runners.score",
+    "LogitsPolicy": "twinrun.numerics.logits_policy",
+    "plan_memory": "twinrun.plan.plan",
+    "MemoryPlan": "twinrun.plan.record",
     "trace": "twinrun.trace.trace",
     "bench": "twinrun.bench.bench",
     "Bench": "twinrun.records.bench",
@@ -43,6 +46,9 @@ if TYPE_CHECKING:
     from twinrun.contrast.contrast import contrast as contrast
     from twinrun.models.load import load as load
     from twinrun.models.model import Model as Model
+    from twinrun.numerics.logits_policy import LogitsPolicy as LogitsPolicy
+    from twinrun.plan.plan import plan_memory as plan_memory
+    from twinrun.plan.record import MemoryPlan as MemoryPlan
     from twinrun.records.bench import Bench as Bench
     from twinrun.records.run import Run as Run
     from twinrun.records.run import Step as Step

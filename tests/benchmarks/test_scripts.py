@@ -132,7 +132,7 @@ def test_the_committed_record_is_a_full_run(script):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["verify_cost.py", "short_texts.py", "ring_soak.py"])
+@pytest.mark.parametrize("script", ["verify_cost.py", "short_texts.py", "ring_soak.py", "memory_plan.py"])
 def test_the_scripts_about_verdicts_run(script: str, tmp_path: Path) -> None:
     out = tmp_path / "record.json"
     done = start(script, "--quick", "--out", str(out))

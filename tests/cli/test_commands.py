@@ -41,9 +41,10 @@ def test_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
     assert "--json" in out or not command
 
 
-def test_help_imports_no_torch() -> None:
-    code = "import sys; from twinrun.cli.main import main; main(['verify', '--help']); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+@pytest.mark.parametrize("verb", ["verify", "memory"])
+def test_help_imports_no_torch(verb: str) -> None:
+    code = "import sys; from twinrun.cli.main import main; main([sys.argv[1], '-h']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code, verb], stdout=subprocess.DEVNULL).returncode == 0
 
 
 @pytest.mark.parametrize("command", ["env", "models", "runners"])
@@ -214,3 +215,43 @@ def test_ctrl_c_ends_with_130(folder: str) -> None:
     assert done.returncode == 130
     assert done.stderr.strip() == "twinrun: interrupted"
     assert done.stdout == ""
+
+
+def test_memory_plans_and_says_whether_it_fits(capsys: pytest.CaptureFixture[str], folder: str) -> None:
+    code, out, _ = run(capsys, "memory", folder, "--context", "64", "--batch", "2")
+    assert code == 0
+    assert "score with streamed logits" in out
+    sized = ["memory", folder, "--context", "64", "--new-tokens", "8", "--device", "cpu", "--json"]
+    code, out, err = run(capsys, *sized, "--memory", "1GiB")
+    record = last_record(out)
+    assert code == 0
+    assert record["fits"]
+    assert record["memory_bytes"] == 2**30
+    assert {row["policy"] for row in record["logits"]} == {
+        "whole prompt",
+        "whole prompt, float32",
+        "last row",
+        "streamed",
+    }
+    assert "KV cache" in err
+    code, out, err = run(capsys, *sized, "--memory", "1KB")
+    assert code == 1
+    assert not last_record(out)["fits"]
+    assert "nothing fits" in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["builtin:exprt", "--context", "8"], "Did you mean 'builtin:expert'"),
+        (["builtin:expert", "--context", "-8"], "context must be a whole number, at least 1, got -8"),
+        (["builtin:expert", "--context", "8", "--memory", "lots"], "memory 'lots' is no amount of bytes"),
+        (["builtin:expert", "--context", "8", "--attention", "flash"], "cannot be planned"),
+        (["builtin:expert"], "Missing option '--context'"),
+    ],
+)
+def test_memory_refuses_in_one_line(capsys: pytest.CaptureFixture[str], argv: list[str], words: str) -> None:
+    code, out, err = run(capsys, "memory", *argv)
+    assert (code, out) == (2, "")
+    assert words in err
+    assert len(err.strip().splitlines()) == 1

@@ -27,11 +27,12 @@ ALLOWED: dict[str, set[str]] = {
     "verify": FOUNDATION,
     "trace": FOUNDATION | {"verify"},
     "report": FOUNDATION,
+    "plan": FOUNDATION | {"models", "runners"},
     **{part: FOUNDATION | {"models"} | TECHNIQUES for part in TECHNIQUES},
     **dict.fromkeys(STUDIES, BELOW_STUDIES | STUDIES),
     "faults": FOUNDATION | {"models", "runners", "verify"},
     "testing": BELOW_STUDIES,
-    "cli": BELOW_STUDIES | STUDIES | {"faults", "report"},
+    "cli": BELOW_STUDIES | STUDIES | {"faults", "plan", "report"},
     "__main__": {"cli"},
 }
 

@@ -19,7 +19,7 @@ from twinrun.errors import (
     OutOfMemoryError,
     UnsupportedModelError,
 )
-from twinrun.models import checkpoint
+from twinrun.models import memory
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +126,8 @@ def test_bad_weights_are_named(folder: Path, bad: float) -> None:
 def test_too_little_memory_is_said_before_anything_is_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "free_bytes", lambda _device: 1000)
-    with pytest.raises(OutOfMemoryError, match=r"needs .* GiB for its weights alone"):
+    monkeypatch.setattr(memory, "free_bytes", lambda _device: 1000)
+    with pytest.raises(OutOfMemoryError, match=r"needs .* KiB for its weights alone and 1000 B are free"):
         tr.load(folder)
 
 

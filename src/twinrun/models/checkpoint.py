@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from twinrun.errors import CheckpointError, NonFiniteError, OutOfMemoryError
-from twinrun.models.memory import free_bytes
+from twinrun.errors import CheckpointError, NonFiniteError
+from twinrun.models.memory import Stored, refuse_oversize, weight_bytes
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
@@ -82,23 +83,18 @@ def check_fits(files: list[Path], dtype: torch.dtype | None, device: torch.devic
     Raises:
         OutOfMemoryError: the weights alone need more than is free now.
     """
-    need = 0
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118
-                part = tensors.get_slice(key)
-                own = _FILE_DTYPE_BYTES.get(part.get_dtype(), 4)
-                size = dtype.itemsize if dtype is not None and part.get_dtype() in _FLOATS else own
-                need += math.prod(part.get_shape()) * size
-    free = free_bytes(device)
-    if need > free:
-        gib = 2**30
-        raise OutOfMemoryError(
-            f"{name} needs {need / gib:.1f} GiB for its weights alone and {free / gib:.1f} GiB "
-            f"are free on {device}; "
-            "choose a half precision (dtype='bfloat16') or a larger machine"
-        )
+    need = weight_bytes((tensor for file in files for tensor in _stored(file)), dtype)
+    refuse_oversize(name, need, device)
     return need
+
+
+def _stored(file: Path) -> Iterator[Stored]:
+    """Sizes of the tensors of one file, from its header."""
+    with safe_open(file, framework="pt") as tensors:
+        for key in tensors.keys():  # noqa: SIM118
+            part = tensors.get_slice(key)
+            kind = part.get_dtype()
+            yield Stored(math.prod(part.get_shape()), _FILE_DTYPE_BYTES.get(kind, 4), kind in _FLOATS)
 
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}

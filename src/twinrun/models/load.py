@@ -12,13 +12,16 @@ from twinrun.errors import (
     CheckpointError,
     ConfigError,
     MissingBackendError,
+    TwinrunError,
     UnsupportedModelError,
     near_names,
 )
 from twinrun.models.builtin_names import builtin_folder, builtin_names
 from twinrun.models.checkpoint import check_finite, check_fits, check_folder
 from twinrun.models.hub import check_reachable
+from twinrun.models.memory import refuse_oversize, weight_bytes
 from twinrun.models.model import Model
+from twinrun.models.tail import text_config
 from twinrun.numerics.precision import dtype_name, parse_dtype
 
 
@@ -63,12 +66,13 @@ def load(
     wanted = None if dtype == "auto" else parse_dtype(dtype)
     place, why_device = _pick_device(device)
     name = str(source)
-    folder = _local_folder(name)
+    folder = local_folder(name)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if folder is not None:
         check_fits(check_folder(folder), wanted, place, name)
     else:
         check_reachable(name, revision)
+        _check_config_fits(name, wanted, place, trust_remote_code, revision)
         options["revision"] = revision or "main"
     module, found = _from_pretrained(str(folder or name), name, wanted, attention, options)
     check_finite(module)
@@ -76,6 +80,24 @@ def load(
     why_dtype = "as requested" if wanted is not None else "the precision that the checkpoint is stored in"
     model.choices = {"dtype": f"{dtype_name(model.dtype)}: {why_dtype}", "device": f"{place}: {why_device}"}
     return model
+
+
+def _check_config_fits(
+    name: str, wanted: torch.dtype | None, place: torch.device, trust_remote_code: bool, revision: str | None
+) -> None:
+    """Refuse a hub model whose weights will not fit, by its config, before they are fetched."""
+    from twinrun.models.skeleton import build, read_config, stored
+
+    try:
+        config, _ = read_config(name, trust_remote_code=trust_remote_code, revision=revision)
+        dtype = wanted or getattr(text_config(config), "dtype", None) or torch.bfloat16
+        model = build(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    except TwinrunError:  # whatever is wrong with it, reading the model says it better
+        return
+    if (
+        getattr(config, "quantization_config", None) is None
+    ):  # packed weights are smaller than the config says
+        refuse_oversize(name, weight_bytes(stored(model)), place)
 
 
 def _in_memory(
@@ -117,7 +139,7 @@ def _pick_device(device: str | torch.device) -> tuple[torch.device, str]:
     return torch.device("cpu"), "no CUDA device is present"
 
 
-def _local_folder(name: str) -> Path | None:
+def local_folder(name: str) -> Path | None:
     """Return the folder of a built-in or local checkpoint; None means a hub name."""
     if name.startswith("builtin:"):
         return builtin_folder(name.removeprefix("builtin:"))
@@ -147,7 +169,7 @@ def _from_pretrained(
             path, dtype=dtype or "auto", use_safetensors=True, **extra, **options
         )
     except (OSError, ValueError, ImportError, RuntimeError) as error:
-        raise _explain(error, name, local=path != name or Path(path).is_dir()) from error
+        raise explain(error, name, local=path != name or Path(path).is_dir()) from error
     try:
         return module, AutoTokenizer.from_pretrained(path, **options)
     except (
@@ -159,7 +181,7 @@ def _from_pretrained(
         return module, None
 
 
-def _explain(error: Exception, name: str, *, local: bool) -> Exception:
+def explain(error: Exception, name: str, *, local: bool) -> Exception:
     """Turn what transformers raised into one line with value, rule and fix."""
     text = " ".join(str(error).split())
     if "trust_remote_code" in text:

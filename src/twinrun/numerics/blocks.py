@@ -56,6 +56,10 @@ class StoredLogits:
         """Return a view of rows `start` to `stop`."""
         return self._logits[start:stop]
 
+    def last(self, count: int) -> StoredLogits:
+        """Return a copy of the last `count` rows."""
+        return StoredLogits(self._logits[-count:].clone())
+
 
 def block_bounds(num_rows: int, vocab_size: int, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, int]]:
     """Yield (start, stop) so that a float32 block `[stop - start, vocab_size]` stays within `block_bytes`.
@@ -82,7 +86,28 @@ def row_blocks(*sources: LogitRows, block_bytes: int = BLOCK_BYTES) -> Iterator[
         del logits  # before the next call of the heads makes new ones
 
 
-def log_softmax(logits: Tensor) -> Tensor:
-    """Log-probabilities `[..., vocab]` in float32 (float64 stays float64): half types lose the tail."""
-    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+def last_rows(source: LogitRows, count: int) -> LogitRows:
+    """Return the last `count` rows of a source; a source with a method `last` lets go of the memory of the others."""
+    if count >= source.num_rows:
+        return source
+    last = getattr(source, "last", None)
+    found: LogitRows = last(count) if callable(last) else _LastRows(source, count)
+    return found
+
+
+class _LastRows:
+    """The last rows of a source that cannot be cut."""
+
+    def __init__(self, source: LogitRows, count: int) -> None:
+        self._source, self.num_rows, self.vocab_size = source, count, source.vocab_size
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Return rows counted from the first kept one."""
+        skipped = self._source.num_rows - self.num_rows
+        return self._source.rows(skipped + start, skipped + stop)
+
+
+def log_softmax(logits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Log-probabilities `[..., vocab]` in float32 or, if asked for, float64 (float64 logits stay float64)."""
+    wide = torch.float64 if torch.float64 in (logits.dtype, dtype) else torch.float32
     return torch.log_softmax(logits, dim=-1, dtype=wide)

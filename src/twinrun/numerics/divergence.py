@@ -9,6 +9,7 @@ from torch import Tensor
 
 from twinrun.errors import ShapeError
 from twinrun.numerics.blocks import BLOCK_BYTES, LogitRows, log_softmax, row_blocks
+from twinrun.numerics.logits_policy import LogitsPolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +33,11 @@ class Divergence:
 
 
 def token_stats(
-    source: LogitRows, next_ids: Tensor, top_k: int = 5, block_bytes: int = BLOCK_BYTES
+    source: LogitRows,
+    next_ids: Tensor,
+    top_k: int = 5,
+    block_bytes: int = BLOCK_BYTES,
+    policy: LogitsPolicy | None = None,
 ) -> TokenStats:
     """Score `next_ids` under a stream of logits, one block of positions at a time.
 
@@ -41,7 +46,11 @@ def token_stats(
         next_ids: `[rows]` int64, the token each row should predict; -1 where there is none (its
             log-probability is NaN).
         top_k: alternatives kept a position, at least 1; capped at the vocabulary.
-        block_bytes: float32 bytes of one block.
+        block_bytes: float32 bytes of one block, where the policy sets no number of rows.
+        policy: block and precision of the softmax; which rows are kept is the source's business.
+
+    Returns:
+        Numbers of every row, on the device of `next_ids`.
 
     Raises:
         ShapeError: `next_ids` has another length than `source` has rows.
@@ -53,10 +62,12 @@ def token_stats(
             f"next_ids has shape {tuple(next_ids.shape)}, the source has {source.num_rows} rows; "
             "give one id a row"
         )
+    policy = policy or LogitsPolicy()
+    block_bytes = policy.block_bytes(source.vocab_size, block_bytes)
     k = min(top_k, source.vocab_size)
     parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for rows, (logits,) in row_blocks(source, block_bytes=block_bytes):
-        logp = log_softmax(logits)
+        logp = log_softmax(logits, policy.softmax_dtype)
         want = next_ids[rows].to(logp.device)
         picked = logp.gather(1, want.clamp_min(0)[:, None])[:, 0]
         top = logp.topk(k, dim=-1)
@@ -70,7 +81,9 @@ def token_stats(
             top_ids=torch.empty(0, k, dtype=torch.long),
             top_logprob=torch.empty(0, k),
         )
-    logprob, entropy, ids, values = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
+    logprob, entropy, ids, values = (
+        torch.cat(column).to(next_ids.device) for column in zip(*parts, strict=True)
+    )
     return TokenStats(logprob=logprob, entropy=entropy, top_ids=ids, top_logprob=values)
 
 

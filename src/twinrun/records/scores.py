@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from twinrun.errors import ShapeError
-from twinrun.numerics.blocks import LogitRows, StoredLogits
+from twinrun.numerics.blocks import LogitRows, StoredLogits, last_rows
+from twinrun.numerics.divergence import TokenStats, token_stats
+from twinrun.numerics.logits_policy import LogitsPolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,7 @@ class Scores:
     path: str = "logits"
     cache_lengths: tuple[int, ...] = ()
     routes: Routes | None = field(default=None, repr=False)
+    policy: LogitsPolicy = field(default_factory=LogitsPolicy)
 
     def __post_init__(self) -> None:
         """Refuse rows without positions."""
@@ -70,3 +73,28 @@ class Scores:
         """`[rows]` int64: the token that each row should predict, -1 after the last token of the row."""
         ids = torch.tensor([*self.tokens, -1])
         return ids[(self.positions + 1).clamp(max=len(self.tokens))]
+
+    def stats(self, top_k: int = 5) -> TokenStats:
+        """Log-probability, entropy and likeliest tokens of every row, as `policy` says. Streams the logits.
+
+        Example:
+            >>> Scores.of_logits([2, 3], 1, torch.zeros(2, 4)).stats().entropy
+            tensor([1.3863, 1.3863])
+        """
+        return token_stats(self.logits, self.next_ids, top_k, policy=self.policy)
+
+    def kept(self, policy: LogitsPolicy) -> Scores:
+        """Return the rows that `policy` keeps, to be read as it says; the memory of the others is let go.
+
+        Example:
+            >>> Scores.of_logits([5, 6, 7], 1, torch.zeros(3, 4)).kept(LogitsPolicy(keep="last")).positions
+            tensor([2])
+        """
+        count = policy.rows(self.logits.num_rows)
+        if count == self.logits.num_rows:
+            return replace(self, policy=policy)
+        routes = self.routes and Routes(
+            experts=self.routes.experts[-count:], logits=self.routes.logits[-count:]
+        )
+        rows = last_rows(self.logits, count)
+        return replace(self, positions=self.positions[-count:], logits=rows, routes=routes, policy=policy)

@@ -34,13 +34,13 @@ class ScoredText:
 
     @property
     def total_logprob(self) -> float:
-        """Log-probability of the text after its first token, nats."""
+        """Log-probability in nats of the tokens that have one: all but the first, or the last (`LogitsPolicy`)."""
         return sum(p for p in self.logprobs if p is not None)
 
     @property
     def perplexity(self) -> float | None:
-        """Per-token perplexity after the first token; None for a text of one token."""
-        count = len(self.logprobs) - 1
+        """Per-token perplexity of the scored tokens; None if there are none."""
+        count = sum(p is not None for p in self.logprobs)
         return math.exp(-self.total_logprob / count) if count else None
 
     def to_json(self) -> dict[str, Any]:

@@ -69,6 +69,10 @@ class HiddenRows:
         """Head and tail on `start` to `stop`, in the precision of the hidden states."""
         return self._model.logits_of(self._hidden[start:stop])
 
+    def last(self, count: int) -> HiddenRows:
+        """Keep a copy of the last `count` hidden states only."""
+        return HiddenRows(self._model, self._hidden[-count:].clone())
+
 
 def forward(
     model: Model,
@@ -77,9 +81,9 @@ def forward(
     mask: Any = None,
     positions: Tensor | None = None,
     cache: Any = None,
-    last: bool = True,
+    last: bool | int = True,
 ) -> Tensor:
-    """Logits of one forward of the model itself: `[rows, 1, vocab]`, or all positions with `last=False`.
+    """Logits of one forward of the model itself: `[rows, 1, vocab]`, all positions with `last=False`, or the last few.
 
     Mask and positions are passed only where they are given: without padding and windows the model is called the
     way its own documentation shows. The mask is `[rows, cached + tokens]` with 0 for padding, or already in the form
@@ -94,18 +98,21 @@ def forward(
     if positions is not None and "position_ids" in model.accepts:
         kwargs["position_ids"] = positions
     if last and "logits_to_keep" in model.accepts:
-        kwargs["logits_to_keep"] = 1
+        kwargs["logits_to_keep"] = int(last)
     output = model.model(**kwargs)
     logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     found: Tensor = output[0] if logits is None else logits
-    return found[:, -1:] if last else found
+    return found[:, -int(last) :] if last else found
 
 
 class Reader:
     """Runs forwards and returns per-position features: hidden states, or logits where those cannot be streamed."""
 
-    def __init__(self, model: Model, caught: list[Tensor] | None, routes: RouteRecorder) -> None:
+    def __init__(
+        self, model: Model, caught: list[Tensor] | None, routes: RouteRecorder, keep: int = 0
+    ) -> None:
         """Use `reading` to get one; it sets and removes the hook that fills `caught`."""
+        self._keep = keep
         self._model = model
         self._caught = caught
         self._newest: tuple[Tensor, Tensor] | None = None
@@ -123,9 +130,8 @@ class Reader:
         self, ids: Tensor, *, mask: Any = None, positions: Tensor | None = None, cache: Any = None
     ) -> Tensor:
         """One forward; returns features `[rows, tokens, width or vocab]`."""
-        logits = forward(
-            self._model, ids, mask=mask, positions=positions, cache=cache, last=self._caught is not None
-        )
+        last = self._keep if self._caught is None else True
+        logits = forward(self._model, ids, mask=mask, positions=positions, cache=cache, last=last)
         self.routes.end_forward(ids.shape)
         if self._caught is None:
             return logits
@@ -183,14 +189,17 @@ class Reader:
 
 
 @contextmanager
-def reading(model: Model, *, stream: bool = True) -> Iterator[Reader]:
-    """Open a `Reader`; hooks are gone when the block ends, however it ends."""
+def reading(model: Model, *, stream: bool = True, keep: int = 0) -> Iterator[Reader]:
+    """Open a `Reader`; hooks are gone when the block ends, however it ends.
+
+    `keep`: where logits cannot be streamed, how many last rows of them each forward makes; 0 is all.
+    """
     caught: list[Tensor] | None = None
     with ExitStack() as undo:
         if stream and not model.is_compiled and model.layout.streams:
             caught = []
             undo.callback(model.layout.body.register_forward_hook(catch_output(caught)).remove)
-        yield Reader(model, caught, undo.enter_context(RouteRecorder.on(model)))
+        yield Reader(model, caught, undo.enter_context(RouteRecorder.on(model)), keep)
 
 
 def cache_lengths(cache: Any) -> tuple[int, ...]:

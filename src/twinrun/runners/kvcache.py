@@ -12,6 +12,7 @@ from torch import Tensor
 
 from twinrun.errors import UnsupportedModelError
 from twinrun.models.model import Model, Prompt
+from twinrun.numerics.logits_policy import LogitsPolicy
 from twinrun.records.scores import Scores
 from twinrun.runners.cached import CachedForward
 from twinrun.runners.caches import PrefixOptions, cache_kind, parse_options
@@ -38,6 +39,7 @@ class KVCache(ModelRunner):
             without the model's Python, bit for bit; "packed" makes its products matrix times vector for one
             row on a processor; "compiled" compiles it (`docs/decode.md`). All want cache="static" or "rolling" and
             attend to filled slots only.
+        logits: rows that `score` keeps, and the precision of their softmax; None is all, streamed in float32.
 
     Raises:
         ConfigError: unknown kind or setting, or a kind that needs a window where there is none.
@@ -54,9 +56,17 @@ class KVCache(ModelRunner):
 
     kind = "kv-cache"
 
-    def __init__(self, model: Model, cache: str = "dynamic", *, step: str = "eager", **options: Any) -> None:
-        """Choose the cache kind, its settings, and how a step runs."""
-        super().__init__(model)
+    def __init__(
+        self,
+        model: Model,
+        cache: str = "dynamic",
+        *,
+        step: str = "eager",
+        logits: LogitsPolicy | None = None,
+        **options: Any,
+    ) -> None:
+        """Choose the cache kind, its settings, how a step runs, and which scores are kept."""
+        super().__init__(model, logits)
         self.cache = cache
         self.options = parse_options(cache, options)
         self._maker = cache_kind(cache).prepare(model, self.options)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from twinrun.models.model import Model
+from twinrun.numerics.logits_policy import LogitsPolicy
 from twinrun.records.scores import Scores
 from twinrun.runners.forward import Reader, TailMismatch, forward, reading
 from twinrun.runners.runner import ModelRunner
@@ -36,6 +37,7 @@ class Recompute(ModelRunner):
             the model's positions. Learned: a fresh forward over these tokens alone, at positions 0 to `window` - 1
             ("sliding recompute"). Rotary: a forward over the whole prefix whose mask lets every query see that many
             tokens, positions counting on. Either way a text may be longer than the model's context.
+        logits: rows that `score` keeps, and the precision of their softmax; None is all, streamed in float32.
 
     Raises:
         ConfigError: a window outside its range.
@@ -53,9 +55,11 @@ class Recompute(ModelRunner):
     kind = "recompute"
     _may_leave_out = False
 
-    def __init__(self, model: Model, window: int | None = None) -> None:
-        """Choose the whole prefix, or a window of it."""
-        super().__init__(model)
+    def __init__(
+        self, model: Model, window: int | None = None, *, logits: LogitsPolicy | None = None
+    ) -> None:
+        """Choose the whole prefix, or a window of it, and which scores are kept."""
+        super().__init__(model, logits)
         self.window = None if window is None else Window.of(model, window, who="Recompute")
 
     @contextmanager

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from twinrun.errors import ConfigError, ShapeError
 from twinrun.models.model import Model, Prompt
+from twinrun.numerics.logits_policy import LogitsPolicy
 from twinrun.numerics.precision import dtype_name
 from twinrun.records.run import Observer, Run
 from twinrun.records.scores import Scores
@@ -38,14 +39,19 @@ class ModelRunner(ABC):
 
     kind: str = ""
 
-    def __init__(self, model: Model) -> None:
-        """Keep the model; nothing is changed in it."""
+    def __init__(self, model: Model, logits: LogitsPolicy | None = None) -> None:
+        """Keep the model, unchanged, and which logits `score` is to keep (None: all, streamed in float32)."""
         if not isinstance(model, Model):
             raise ConfigError(
                 f"{type(self).__name__} needs what tr.load returns, got {type(model).__name__}; "
                 "call tr.load(model) first"
             )
+        if logits is not None and not isinstance(logits, LogitsPolicy):
+            raise ConfigError(
+                f"logits must be a LogitsPolicy or None, got {logits!r}; tr.LogitsPolicy(keep=...)"
+            )
         self.model = model
+        self.logits = logits or LogitsPolicy()
 
     @property
     def name(self) -> str:
@@ -105,7 +111,8 @@ class ModelRunner(ABC):
                 `row[start]`.
 
         Returns:
-            One `Scores` a row, `len(row) - start + 1` rows of logits each.
+            One `Scores` a row, `len(row) - start + 1` rows of logits each, or the last of them that the runner's
+            `LogitsPolicy` keeps.
 
         Raises:
             ConfigError: an id outside the vocabulary, or a row beyond the context.
@@ -121,7 +128,7 @@ class ModelRunner(ABC):
                     "1 to the row's length"
                 )
         with torch.inference_mode():
-            return self._score(checked, list(starts))
+            return [scores.kept(self.logits) for scores in self._score(checked, list(starts))]
 
     @abstractmethod
     def _score(self, rows: list[list[int]], starts: list[int]) -> list[Scores]:

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from twinrun.models.model import Model, Prompt
-from twinrun.numerics.divergence import token_stats
+from twinrun.numerics.logits_policy import LogitsPolicy
 from twinrun.records.tokens import ScoredText
 from twinrun.runners.generation import as_batch
 from twinrun.runners.singlepass import SinglePass
 
 
-def score(model: Model, texts: Prompt | Sequence[Prompt], *, batch_size: int = 8) -> list[ScoredText]:
+def score(
+    model: Model,
+    texts: Prompt | Sequence[Prompt],
+    *,
+    batch_size: int = 8,
+    logits: LogitsPolicy | None = None,
+) -> list[ScoredText]:
     """Return the log-probability of every token of every text.
 
     Args:
         model: what `twinrun.load` returns.
         texts: one text, or a list of texts or lists of token ids. Each must fit the context.
         batch_size: texts a forward, at least 1; they are left-padded together, longest first.
+        logits: which rows are kept, the precision of the softmax, rows a block; None is all, streamed in float32.
+            Of `keep=n` rows the last predicts what would follow, so the last n - 1 tokens have a score.
 
     Returns:
-        One `ScoredText` a text, in the order given. The first token of a text has no context and no score.
+        One `ScoredText` a text, in the order given. The first token of a text has no context and no score, nor
+        have tokens whose row is not kept.
 
     Raises:
         ConfigError: an empty text, one beyond the context, or an id outside the vocabulary.
@@ -36,20 +46,21 @@ def score(model: Model, texts: Prompt | Sequence[Prompt], *, batch_size: int = 8
         True
     """
     rows = [model.encode(text) for text in as_batch(texts)]
-    runner = SinglePass(model)
+    runner = SinglePass(model, logits)
     found: dict[int, ScoredText] = {}
     for chunk in length_batches(rows, batch_size):
         for index, scores in zip(
             chunk, runner.score_batch([rows[i] for i in chunk], [1] * len(chunk)), strict=True
         ):
             with torch.inference_mode():
-                stats = token_stats(scores.logits, scores.next_ids, top_k=1)
+                stats = scores.stats(top_k=1)
+            blank: list[Any] = [None] * (len(rows[index]) - len(stats.logprob))
             found[index] = ScoredText(
                 token_ids=rows[index],
                 tokens=token_texts(model, rows[index]),
-                logprobs=shifted(stats.logprob),
-                entropies=shifted(stats.entropy),
-                top1=[None, *stats.top_ids[:-1, 0].tolist()],
+                logprobs=blank + shifted(stats.logprob),
+                entropies=blank + shifted(stats.entropy),
+                top1=[*blank, None, *stats.top_ids[:-1, 0].tolist()],
             )
     return [found[i] for i in range(len(rows))]
 

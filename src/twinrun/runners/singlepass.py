@@ -20,6 +20,10 @@ class SinglePass(ModelRunner):
     Source: teacher forcing with a causal mask; LightReasoner's sampling is the use that made it matter
     (arXiv:2510.07962; the proposal in the project's pull request 12).
 
+    Args:
+        model: what `twinrun.load` returns.
+        logits: rows that `score` keeps, and the precision of their softmax; None is all, streamed in float32.
+
     Cost: one forward; logits are streamed, so memory is that of the hidden states.
 
     Example:
@@ -39,14 +43,15 @@ class SinglePass(ModelRunner):
     def _score_once(self, rows: list[list[int]], starts: list[int], *, stream: bool) -> list[Scores]:
         began = time.perf_counter()
         batch = Padded.of(rows, self.model.pad_id, self.model.device)
-        with reading(self.model, stream=stream) as read:
+        counts = [self.logits.rows(len(row) - start + 1) for row, start in zip(rows, starts, strict=True)]
+        with reading(self.model, stream=stream, keep=max(counts)) as read:
             features = read(batch.ids, mask=batch.mask, positions=batch.position_ids)
             seconds = (time.perf_counter() - began) / len(rows)
             scores = []
-            for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
-                count = len(row) - start + 1
+            for i, (row, count) in enumerate(zip(rows, counts, strict=True)):
                 routes = read.routes.of_row(i, len(row), count)
-                scores.append(read.scores(row, start, features[i, -count:], seconds, routes))
+                first = len(row) + 1 - count
+                scores.append(read.scores(row, first, features[i, -count:], seconds, routes))
             return scores
 
     def start(self, rows: list[list[int]], new_tokens: int) -> SinglePassDecoding:
