@@ -25,7 +25,7 @@ def model() -> tr.Model:
 
 
 def runners(model: tr.Model, policy: tr.LogitsPolicy) -> list[Any]:
-    return [tr.Recompute(model, policy), tr.KVCache(model, logits=policy), tr.SinglePass(model, policy)]
+    return [tr.Recompute(model, logits=policy), tr.KVCache(model, logits=policy), tr.SinglePass(model, policy)]
 
 
 def exact_logprobs(model: tr.Model) -> Tensor:
@@ -156,7 +156,7 @@ def test_scored_texts_have_scores_where_rows_are_kept(model: tr.Model) -> None:
 
 def test_verify_compares_what_both_sides_keep(model: tr.Model) -> None:
     last = tr.LogitsPolicy(keep="last")
-    verdict = tr.verify(tr.Recompute(model, last), tr.SinglePass(model, last), [IDS])
+    verdict = tr.verify(tr.Recompute(model, logits=last), tr.SinglePass(model, last), [IDS])
     assert verdict.passed
     assert verdict.positions == 1
     other = tr.verify(tr.Recompute(model), tr.SinglePass(model, last), [IDS])

@@ -20,7 +20,19 @@ ClickException: type[Exception] = next(
     c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException"
 )
 
-COMMANDS = ("demo", "verify", "trace", "bench", "faults", "score", "generate", "memory", "models", "runners", "env")
+COMMANDS = (
+    "demo",
+    "verify",
+    "trace",
+    "bench",
+    "faults",
+    "score",
+    "generate",
+    "memory",
+    "models",
+    "runners",
+    "env",
+)
 
 app = typer.Typer(
     name="twinrun",
