@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the small famili
 
 import twinrun as tr
 from tests.support import zoo
-from tests.support.memo import Remembered
+from twinrun.bench.remembered import Remembered
 from twinrun.faults.fault import candidate_for
 from twinrun.faults.registry import FAULTS
 from twinrun.records.env import environment

@@ -9,6 +9,7 @@ from collections import namedtuple
 
 import pytest
 
+import twinrun as tr
 from tests.support.tiny import tiny_folder
 from twinrun.cli import demo_twins
 from twinrun.cli.main import main
@@ -115,7 +116,7 @@ def test_a_fast_path_that_is_broken_gives_exit_code_1(folders, tmp_path, monkeyp
         wrong = [[*row[1:], row[0]] for row in rows]
         found = demo_twins.SinglePass(self.model).score_batch(wrong, starts)
         right = demo_twins.SinglePass(self.model).score_batch(rows, starts)
-        return [demo_twins.Scores.of_logits(r.tokens, s, w.logits.rows(0, w.logits.num_rows))
+        return [tr.Scores.of_logits(r.tokens, s, w.logits.rows(0, w.logits.num_rows))
                 for r, w, s in zip(right, found, starts, strict=True)]  # fmt: skip
 
     found = demo(tmp_path, "--model", folders["a"], "--json")

@@ -10,8 +10,8 @@ from torch import Tensor
 
 import twinrun as tr
 from tests.support import zoo
-from tests.support.memo import Remembered
 from tests.support.state import fingerprint
+from twinrun.bench.remembered import Remembered
 from twinrun.faults.fault import broken_copy, candidate_for
 from twinrun.faults.registry import FAULTS, get_fault
 

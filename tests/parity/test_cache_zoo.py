@@ -9,7 +9,7 @@ import torch
 
 import twinrun as tr
 from tests.support import zoo
-from tests.support.memo import Remembered
+from twinrun.bench.remembered import Remembered
 from twinrun.errors import ConfigError, UnsupportedModelError
 from twinrun.runners.forward import forward
 from twinrun.runners.window import Window, causal

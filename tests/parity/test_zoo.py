@@ -11,8 +11,8 @@ import torch
 
 import twinrun as tr
 from tests.support import zoo
-from tests.support.memo import Remembered
 from tests.support.state import fingerprint
+from twinrun.bench.remembered import Remembered
 
 ALL_RUNNERS = ("recompute", *zoo.CANDIDATES)
 COMBINATIONS = [(family, dtype) for family in zoo.FAMILIES for dtype in zoo.DTYPES]

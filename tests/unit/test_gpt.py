@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHea
 
 import twinrun as tr
 from tests.support import zoo
-from tests.support.memo import Remembered
 from tests.support.plain_gpt import plain_logits
+from twinrun.bench.remembered import Remembered
 from twinrun.models.gpt import GPTConfig, GPTForCausalLM
 
 NORMS = ("pre", "post")

@@ -25,7 +25,11 @@ def model() -> tr.Model:
 
 
 def runners(model: tr.Model, policy: tr.LogitsPolicy) -> list[Any]:
-    return [tr.Recompute(model, logits=policy), tr.KVCache(model, logits=policy), tr.SinglePass(model, policy)]
+    return [
+        tr.Recompute(model, logits=policy),
+        tr.KVCache(model, logits=policy),
+        tr.SinglePass(model, policy),
+    ]
 
 
 def exact_logprobs(model: tr.Model) -> Tensor:

@@ -17,12 +17,13 @@ from twinrun.records.scores import Scores
 class Remembered:
     """A runner for `twinrun.verify` in the place of the reference, with the scores it gave before.
 
-    `seconds` holds the time of the newest score that was computed, by precision.
+    `runner` is the wrapped one; `seconds` holds the time of the newest score that was computed, by precision. Nothing
+    runs when a text is remembered, so `twinrun.blame` must be asked with `runner` itself.
     """
 
     def __init__(self, runner: Any) -> None:
         """Wrap a runner that has `raised()`."""
-        self._runner = runner
+        self.runner = runner
         self._scores: dict[tuple[Any, ...], Any] = {}
         self._precision = self.dtype = str(runner.dtype)
         self.name, self.model, self.model_name = runner.name, runner.model, runner.model_name
@@ -33,7 +34,7 @@ class Remembered:
         key = (tuple(tokens), start, self._precision)
         if key not in self._scores:
             began = time.perf_counter()
-            self._scores[key] = self._runner.score(tokens, start)
+            self._scores[key] = self.runner.score(tokens, start)
             wait_for_cuda()
             self.seconds[self._precision] = time.perf_counter() - began
         found: Scores = self._scores[key]
@@ -42,7 +43,7 @@ class Remembered:
     @contextmanager
     def raised(self) -> Iterator[torch.dtype]:
         """Run the runner one precision up inside the block."""
-        with self._runner.raised() as dtype:
+        with self.runner.raised() as dtype:
             self._precision = dtype_name(dtype)
             try:
                 yield dtype
@@ -51,5 +52,5 @@ class Remembered:
 
     def can_raise(self) -> str | None:
         """None if `raised` will work, else the reason why not."""
-        found: str | None = self._runner.can_raise()
+        found: str | None = self.runner.can_raise()
         return found

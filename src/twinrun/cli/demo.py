@@ -61,6 +61,7 @@ def run(name: str, weaker: str | None, plan: Plan, out: Path, human: Console) ->
     import time
     from functools import partial
 
+    from twinrun.bench.remembered import Remembered
     from twinrun.cli import demo_show as show
     from twinrun.cli import demo_steps as steps
     from twinrun.cli import demo_twins
@@ -80,7 +81,7 @@ def run(name: str, weaker: str | None, plan: Plan, out: Path, human: Console) ->
     show.begin(human, expert, text)
     twins, half = [], open_model(name, "bfloat16")
     for number, model in enumerate((expert, half), 1):
-        reference = demo_twins.Remembered(Recompute(model))
+        reference = Remembered(Recompute(model))
         with progress(demo_twins.STAGES, "fast paths") as (bar, task):
             twins.append(demo_twins.twins(model, reference, text, plan, partial(_tick, bar, task)))
         show.twins(human, twins[-1], number)

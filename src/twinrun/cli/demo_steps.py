@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from twinrun import __version__
+from twinrun.bench.remembered import Remembered
 from twinrun.cli.demo_text import Answer, Plan, Text, answer_problems
-from twinrun.cli.demo_twins import Remembered, Tick, lean
+from twinrun.cli.demo_twins import Tick, lean
 from twinrun.contrast.contrast import contrast
 from twinrun.faults.fault import Fault, candidate_for
 from twinrun.faults.registry import get_fault
@@ -15,6 +17,7 @@ from twinrun.records.env import environment
 from twinrun.records.tokens import ContrastedText
 from twinrun.runners.score import token_texts
 from twinrun.tasks.arithmetic import extract_answer, is_exact
+from twinrun.verify.blame import blame
 from twinrun.verify.verify import verify
 
 BETA = 0.4
@@ -85,10 +88,13 @@ def record(
     }
 
 
-def _judge(fault: Fault, reference: Any, model: Model, text: Text) -> dict[str, Any]:
+def _judge(fault: Fault, reference: Remembered, model: Model, text: Text) -> dict[str, Any]:
     candidate = candidate_for(fault, model)
     with fault.planted(candidate):
-        verdict = verify(reference, candidate, [text.case])
+        verdict = verify(reference, candidate, [text.case], explain=False)
+        if not verdict.passed:
+            culprit = blame(reference.runner, candidate, [text.case])
+            verdict = replace(verdict, culprit=culprit, blame=culprit.sentence)
     heard = verdict.sweep.gap is not None
     trace = {
         "positions": verdict.table["position"],

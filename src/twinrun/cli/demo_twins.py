@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 
+from twinrun.bench.remembered import Remembered
 from twinrun.bench.timing import AGAIN, PairedRatio, Timing, interleave, noise, ratio
 from twinrun.cli.demo_text import Plan, Text
 from twinrun.models.model import Model
 from twinrun.numerics.divergence import token_stats
-from twinrun.records.scores import Scores
 from twinrun.runners.kvcache import KVCache
 from twinrun.runners.runner import ModelRunner
 from twinrun.runners.singlepass import SinglePass
@@ -24,38 +23,9 @@ Tick = Callable[[str], object]
 STAGES = 4
 
 
-class Remembered:
-    """A runner that is asked for the same text by several verdicts and runs it once in each precision."""
-
-    def __init__(self, inner: ModelRunner) -> None:
-        """Wrap a runner."""
-        self.inner, self._seen, self._up = inner, dict[tuple[Any, ...], list[Scores]](), False
-
-    def __getattr__(self, name: str) -> Any:
-        """Everything else is the runner's own."""
-        return getattr(self.inner, name)
-
-    @contextmanager
-    def raised(self) -> Iterator[torch.dtype]:
-        """Run one precision up; what was scored there is kept apart."""
-        with self.inner.raised() as dtype:
-            self._up = True
-            try:
-                yield dtype
-            finally:
-                self._up = False
-
-    def score_batch(self, rows: Sequence[Sequence[int]], starts: Sequence[int]) -> list[Scores]:
-        """Score, or answer from memory."""
-        key = (self._up, tuple(map(tuple, rows)), tuple(starts))
-        if key not in self._seen:
-            self._seen[key] = self.inner.score_batch(rows, starts)
-        return self._seen[key]
-
-
 def twins(model: Model, reference: Remembered, text: Text, plan: Plan, tick: Tick) -> dict[str, Any]:
     """Verdict and speed of three fast ways against one forward a token, all on one text."""
-    plain = reference.inner
+    plain = reference.runner
     fast: list[ModelRunner] = [KVCache(model, "dynamic"), KVCache(model, "static"), SinglePass(model)]
     verdicts: list[Verdict] = []
     for runner in fast:
