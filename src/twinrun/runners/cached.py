@@ -82,7 +82,7 @@ class CachedForward:
             return
         # Small models take under a millisecond a step, so nothing is computed here that the step does not need.
         ids = torch.tensor([[token] for token in tokens], device=self._lengths.device)
-        self.features = self._run(ids, None, None)[:, -1]
+        self.features = self._run(ids, None, None).select(1, -1)
         self._behind += 1
         for row, token in zip(self.tokens, tokens, strict=True):
             row.append(token)

@@ -62,7 +62,7 @@ def lay_flat(graph: GraphModule) -> int:
 
 
 def _vector(graph: GraphModule, node: Node) -> Node:
-    value: Any = node.meta["val"] if "val" in node.meta else None
+    value: Any = node.meta.get("val")
     if value is None or value.ndim == 1:
         return node
     made = graph.graph.call_function(aten.reshape.default, (node, [int(value.shape[-1])]))
@@ -94,8 +94,7 @@ def stack(graph: GraphModule) -> int:
     groups: dict[Any, list[Node]] = {}
     for node in graph.graph.nodes:
         if node.op == "call_function" and node.target in PRODUCTS and _is_small(node):
-            weight = node.args[-2].meta["val"] if "val" in node.args[-2].meta else None
-            groups.setdefault((node.args[-1], node.target, getattr(weight, "dtype", None)), []).append(node)
+            groups.setdefault((node.args[-1], node.target), []).append(node)
     found = [group for group in groups.values() if len(group) > 1]
     for group in found:
         _join(graph, group)
@@ -112,20 +111,24 @@ def _is_small(node: Node) -> bool:
 
 def _join(graph: GraphModule, group: list[Node]) -> None:
     first, call = group[0], graph.graph.call_function
+    target: Any = first.target
+    kind: Tensor = first.meta["val"]
     with graph.graph.inserting_before(first):
         # Read anew, since the originals may stand behind the first product.
         columns = [
-            [graph.graph.create_node("get_attr", str(part.target)) for part in parts]  # type: ignore[union-attr]
+            [graph.graph.create_node("get_attr", str(part.target)) for part in parts]
             for parts in zip(*(node.args[:-1] for node in group), strict=True)
         ]
         laid = [call(stacked, tuple(column)) for column in columns]
-        whole = call(first.target, (*laid, first.args[-1]))
+        whole = call(target, (*laid, first.args[-1]))
         at = 0
         for node in group:
             size = int(node.meta["val"].numel())
             _hand_out(graph, node, whole, at)
             at += size
-    whole.meta["val"] = first.meta["val"].new_empty(at)
+    for node in group:  # only now: new nodes are put in before the first
+        graph.graph.erase_node(node)
+    whole.meta["val"] = kind.new_empty(at)
 
 
 def _hand_out(graph: GraphModule, node: Node, whole: Node, at: int) -> None:
@@ -140,4 +143,3 @@ def _hand_out(graph: GraphModule, node: Node, whole: Node, at: int) -> None:
         part = graph.graph.call_function(aten.narrow.default, (whole, 0, at, int(node.meta["val"].numel())))
         part.meta["val"] = node.meta["val"]
         node.replace_all_uses_with(part)
-    graph.graph.erase_node(node)
