@@ -81,8 +81,8 @@ class CachedForward:
             self.advance_by([[token] for token in tokens])
             return
         # Small models take under a millisecond a step, so nothing is computed here that the step does not need.
-        ids = torch.tensor(tokens, device=self._lengths.device)[:, None]
-        self.features = self._run(ids, None, None)[:, -1]
+        ids = torch.tensor([[token] for token in tokens], device=self._lengths.device)
+        self.features = self._run(ids, None, None).select(1, -1)
         self._behind += 1
         for row, token in zip(self.tokens, tokens, strict=True):
             row.append(token)

@@ -120,7 +120,7 @@ class CapturedStep:
     def _placed(self, ids: Tensor, seen: int) -> Tensor:
         if seen >= self._table.shape[1]:
             self._table = torch.arange(2 * seen, device=ids.device)[None]
-        return self._table[:, seen : seen + 1].expand(ids.shape[0], 1)
+        return self._table.narrow(1, seen, 1).expand(ids.shape[0], 1)
 
     def _replay(self, ids: Tensor, positions: Tensor, numbers: Numbers) -> list[Tensor]:
         assert self._step is not None

@@ -46,6 +46,7 @@ DIRECT: dict[Any, Callable[..., Any]] = {
     aten.unsqueeze.default: torch.unsqueeze,
     aten.narrow.default: torch.narrow,
     aten.reshape.default: torch.reshape,
+    aten.as_strided.default: torch.as_strided,
     aten.view.default: Tensor.view,
     aten.expand.default: Tensor.expand,
     aten.copy_.default: Tensor.copy_,
@@ -63,9 +64,9 @@ class Flat:
     calls: dict[str, Any]
     weights: dict[str, tuple[nn.Module, str]]
     constants: dict[str, Tensor] = field(default_factory=dict)
-    prepared: dict[str, tuple[Callable[[Tensor], Tensor], str]] = field(default_factory=dict)
-    """Tensors made of one weight before the first step: how, and of which."""
-    _made: dict[str, tuple[Tensor, int, Tensor]] = field(default_factory=dict)
+    prepared: dict[str, tuple[Callable[..., Tensor], tuple[str, ...]]] = field(default_factory=dict)
+    """Tensors made of weights before the first step: how, and of which."""
+    _made: dict[str, tuple[list[Tensor], list[int], Tensor]] = field(default_factory=dict)
     _make: Callable[..., Any] | None = None
 
     def bind(self) -> Callable[..., Any]:
@@ -75,17 +76,18 @@ class Flat:
             exec(self.source, scope)  # noqa: S102
             self._make = scope["make"]
         now = {name: _tensor_of(module, key) for name, (module, key) in self.weights.items()}
-        for name, (prepare, source) in self.prepared.items():
-            now[name] = self._prepare(name, prepare, now[source])
+        for name, (prepare, sources) in self.prepared.items():
+            now[name] = self._prepare(name, prepare, [now[source] for source in sources])
         bound: Callable[..., Any] = self._make(**self.calls, **self.constants, **now)
         return bound
 
-    def _prepare(self, name: str, prepare: Callable[[Tensor], Tensor], weight: Tensor) -> Tensor:
-        """Make a tensor of a weight, or take the one made before if the weight has not changed since."""
-        version = -1 if weight.is_inference() else weight._version
+    def _prepare(self, name: str, prepare: Callable[..., Tensor], weights: list[Tensor]) -> Tensor:
+        """Make a tensor of weights, or take the one made before if none of them has changed since."""
+        versions = [-1 if weight.is_inference() else weight._version for weight in weights]
         made = self._made.get(name)
-        if made is None or made[0] is not weight or made[1] != version or version < 0:
-            made = self._made[name] = (weight, version, prepare(weight))
+        is_made = made is not None and all(a is b for a, b in zip(made[0], weights, strict=True))
+        if made is None or not is_made or made[1] != versions or min(versions) < 0:
+            made = self._made[name] = (weights, versions, prepare(*weights))
         return made[2]
 
 
@@ -101,17 +103,19 @@ def flatten(graph: GraphModule, model: nn.Module, *, direct: bool = True) -> Fla
     Raises:
         UnsupportedModelError: the graph has parts that are no operator calls.
     """
-    _simplify(graph)
+    simplify(graph)
     merge_views(graph)
     return _Writer(graph, model, direct).write()
 
 
-def _simplify(graph: GraphModule) -> None:
+def simplify(graph: GraphModule) -> None:
     """Drop what does nothing when a model is evaluated: dropout, aliases, assertions, slices of everything."""
     for node in list(graph.graph.nodes):
         if node.op != "call_function":
             continue
-        is_whole = node.target is aten.slice.Tensor and tuple(node.args[2:]) == (0, WHOLE)
+        is_whole = node.target is aten.slice.Tensor and (
+            tuple(node.args[2:]) == (0, WHOLE) or _same_shape(node)
+        )
         is_dropout = node.target is aten.dropout.default and node.args[2] is False
         if is_whole or is_dropout or node.target in IDLE:
             node.replace_all_uses_with(node.args[0])
@@ -119,6 +123,12 @@ def _simplify(graph: GraphModule) -> None:
         elif "_assert" in str(node.target):
             graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code(has_effect)
+
+
+def _same_shape(node: Node) -> bool:
+    """Whether a slice, forwards in single steps, leaves out nothing: every size is known and stays."""
+    before, after = (getattr(n.meta.get("val"), "shape", None) for n in (node.args[0], node))  # type: ignore[union-attr]
+    return before is not None and before == after and all(type(n) is int for n in before)
 
 
 def _tensor_of(module: nn.Module, key: str) -> Any:
@@ -154,7 +164,10 @@ class _Writer:
                 self._names[node] = self._attribute(node)
             elif node.op == "call_function" and self._is_prepared(node):
                 prepare: Any = node.target
-                self._flat.prepared[node.name] = (prepare, self._names[node.all_input_nodes[0]])
+                self._flat.prepared[node.name] = (
+                    prepare,
+                    tuple(self._text(part) for part in node.args),
+                )
             elif node.op == "output":
                 lines.append(f"return {self._text(node.args[0])}")
             elif node.op == "call_function":
@@ -181,7 +194,7 @@ class _Writer:
         return node.name
 
     def _is_prepared(self, node: Node) -> bool:
-        """Whether a node is one of our own functions of one weight, which runs before the first step."""
+        """Whether a node is one of our own functions of weights, which runs before the first step."""
         is_ours = getattr(node.target, "__module__", "").startswith("twinrun.")
         return is_ours and all(self._names[used] in self._flat.weights for used in node.all_input_nodes)
 

@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from twinrun.runners.captured import CapturedStep, close
-from twinrun.runners.flat import Flat, flatten
+from twinrun.runners.flat import Flat, flatten, simplify
+from twinrun.runners.peephole import lay_flat, stack
+from twinrun.runners.views import merge_views
 
 aten = torch.ops.aten
 HALF = (torch.bfloat16, torch.float16)
@@ -37,7 +39,11 @@ class PackedStep(CapturedStep):
     def written(self, graph: GraphModule) -> Flat:
         """Rewrite the products and return the flat function."""
         if self._model.device.type == "cpu":
+            simplify(graph)
             rewrite(graph)
+            lay_flat(graph)
+            merge_views(graph)
+            stack(graph)
         return flatten(graph, self._model.core)
 
     def agrees(self, got: Tensor, want: Tensor) -> bool:
