@@ -253,11 +253,11 @@ def test_an_engine_of_its_own_is_judged_and_timed(model: tr.Model) -> None:
 
 def test_what_a_runner_reports_about_itself_is_kept(model: tr.Model) -> None:
     class Keeps(tr.KVCache):
-        reused_tokens = (5,)
         max_context = None
 
         def generate(self, prompt: Any, *args: Any, **settings: Any) -> tr.Run:
             run = super().generate(prompt, *args, **settings)
+            self.reused_tokens = (5,)
             return replace(run, settings={"compile_seconds": 2.5})
 
     found = tr.bench({"plain": tr.Recompute(model), "keeps": Keeps(model)}, lengths=[6], **SMALL)
