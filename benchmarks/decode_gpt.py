@@ -27,7 +27,7 @@ from twinrun.bench.timing import interleave, noise, ratio
 ABOUT = "decode of the small GPT: cached, against recompute and transformers' generate"
 EAGER, STATIC = "kv-cache:dynamic", "kv-cache:static+captured"
 PACKED, HALF = "kv-cache:static+packed", "kv-cache:static+packed, bfloat16"
-RING, PLAIN = "kv-cache:rolling+captured", "recompute"
+RING, PLAIN = "kv-cache:rolling+packed", "recompute"
 THEIRS, SAME = "generate, GPT-2 of the same shape", "kv-cache:static+captured, that GPT-2"
 
 
@@ -85,7 +85,7 @@ def measure(config: Config) -> dict[str, Any]:
     timings = interleave({**arms, THEIRS: theirs(twin.core, ids, new)}, repeats=config.repeats)
     say(f"{config.plain_repeats} rounds against recompute")
     against = _recomputed(config, gpt, runners[STATIC], ids, new)
-    rolling = tr.KVCache(gpt, "rolling", step="captured")
+    rolling = tr.KVCache(gpt, "rolling", step="packed")
     ring = _recomputed(config, gpt, rolling, ids, config.ring_tokens, name=RING)
     ratios = {
         "generate / ours, float32": ratio(timings[THEIRS], timings[STATIC]),
