@@ -23,7 +23,7 @@ ARMS = {
     "trace_cost.py": {"recompute, untraced", "recompute, traced to disk", "kv-cache:dynamic, traced"},
     "decode_gpt.py": {
         "kv-cache:static+captured",
-        "kv-cache:rolling+captured",
+        "kv-cache:rolling+packed",
         "kv-cache:static+captured (A/A)",
     },
     "decode_gpt2.py": {"captured, float32", "packed, bfloat16", "generate, float32"},
