@@ -98,7 +98,14 @@ def train_seconds(state: dict[str, Any]) -> float:
     return float(next(row["train_seconds"] for row in state["log_history"] if "train_seconds" in row))
 
 
-def train(recipe: Schedule, folder: Path, model: PreTrainedModel, blocks: Any, trend: Trend) -> Trainer:
+def train(
+    recipe: Schedule,
+    folder: Path,
+    model: PreTrainedModel,
+    blocks: Any,
+    trend: Trend,
+    trainer_class: type[Trainer] = Trainer,
+) -> Trainer:
     """Train to the last step of the recipe, from the newest complete checkpoint if there is one."""
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -120,8 +127,9 @@ def train(recipe: Schedule, folder: Path, model: PreTrainedModel, blocks: Any, t
         report_to="none",
         dataloader_num_workers=0,
         dataloader_pin_memory=False,
+        remove_unused_columns=False,  # a loss of its own may read what `forward` does not
     )
-    trainer = Trainer(
+    trainer = trainer_class(
         model=model,
         args=arguments,
         train_dataset=blocks,
