@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -104,7 +105,7 @@ def train(
     model: PreTrainedModel,
     blocks: Any,
     trend: Trend,
-    trainer_class: type[Trainer] = Trainer,
+    new_trainer: Callable[..., Trainer] = Trainer,
 ) -> Trainer:
     """Train to the last step of the recipe, from the newest complete checkpoint if there is one."""
     arguments = TrainingArguments(
@@ -129,7 +130,7 @@ def train(
         dataloader_pin_memory=False,
         remove_unused_columns=False,  # a loss of its own may read what `forward` does not
     )
-    trainer = trainer_class(
+    trainer = new_trainer(
         model=model,
         args=arguments,
         train_dataset=blocks,

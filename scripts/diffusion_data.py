@@ -1,8 +1,8 @@
 """Tokenizer and training rows of `builtin:diffusion`: a clean row, and the same row with tokens masked.
 
 Row `i` depends on `(seed, i)` only: a map-style data set without state, so a resumed run sees exactly the
-rows it has not seen. A row holds a problem and its answer, worked lines without their stories (drill), or a
-window of Python documentation.
+rows it has not seen. A row holds a problem and its answer, sums without their stories (drill), or a window of
+Python documentation.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from twinrun.tasks.arithmetic import MAX_STEPS, Problem, problem
 from twinrun.tasks.texts import python_docs
 
 MASK, END = "<|mask|>", "<|end|>"
-DRILL_SHARE, TEXT_SHARE = 0.22, 0.04
+DRILL_SHARE, TEXT_SHARE = 0.35, 0.04
 LEAST_MASKED = 1e-3  # the smallest chance of a mask; the weight of a token is one over the chance
 TRIES = 64  # problems looked at to find one that fits into the row
 
@@ -97,14 +97,15 @@ class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
             yield problem(index * TRIES + j, seed=self.recipe.seed, steps=(fewest, steps))
 
     def drill(self, index: int, length: int, rng: Random) -> tuple[list[int], list[bool]]:
-        """Worked lines, each of another problem (the next line would tell the result); results may be masked."""
+        """Sums, each of another problem (the next line of one would tell the result); results may be masked."""
         ids: list[int] = []
         wanted: list[bool] = []
         for item in self.problems(index, MAX_STEPS):
-            left, result = rng.choice(item.answer_text.splitlines()[:-1]).split(" = ")
+            line = rng.choice(item.answer_text.splitlines()[:-1])
+            left, result = line.partition(": ")[2].split(" = ")
             asked, found = self.core.encode(f"{left} =").ids, self.core.encode(f" {result}\n").ids
             ids += asked + found
             wanted += [False] * len(asked) + [True] * len(found)
             if len(ids) >= length:
                 return ids[:length], wanted[:length]
-        raise AssertionError(f"{TRIES} worked lines are shorter than {length} tokens")
+        raise AssertionError(f"{TRIES} sums are shorter than {length} tokens")

@@ -1,4 +1,4 @@
-"""How a retrieval task is told: each builder turns a random source and the settings into one text with its question.
+"""How a retrieval task is told: each builder turns a random source and an extent into one text with its questions.
 
 The wording follows RULER's templates. Builders know nothing of splits, seeds or models; `twinrun.tasks.retrieval`
 does.
@@ -23,13 +23,19 @@ FREQUENT, ZETA = 3, 2.0
 VARIABLE_LETTERS, CODED_LETTERS = 5, 6
 
 
-class Told(NamedTuple):
-    """One text: what is read, what is asked, how the answer begins, and what it must hold, in that order."""
+class Asked(NamedTuple):
+    """One question about a text: how it is put, how its answer begins, and what the answer must hold, in order."""
 
-    context: str
     question: str
     answer_prefix: str
     answers: tuple[str, ...]
+
+
+class Told(NamedTuple):
+    """One text and everything that can be asked about it, in random order."""
+
+    context: str
+    asked: tuple[Asked, ...]
 
 
 class Extent(NamedTuple):
@@ -70,37 +76,36 @@ def scattered(rng: Random, needles: Sequence[str], size: int) -> str:
     return " ".join(sentences)
 
 
-def _needles(kind: str, pairs: Sequence[tuple[str, str]]) -> list[str]:
-    return [f"One of the special magic {kind} for {key} is: {value}." for key, value in pairs]
-
-
-def _asked(kind: str, haystack: str, key: str, value: str) -> Told:
+def _told(rng: Random, kind: str, pairs: Sequence[tuple[str, str]], size: int | None = None) -> Told:
+    """Needles in noise of `size` sentences, or among themselves; each can be asked for."""
+    lines = [f"One of the special magic {kind} for {key} is: {value}." for key, value in pairs]
+    asked = [
+        Asked(
+            f"What is the special magic {kind[:-1]} for {key} mentioned in the text?",
+            f"The special magic {kind[:-1]} for {key} is:",
+            (value,),
+        )
+        for key, value in rng.sample(pairs, len(pairs))
+    ]
+    haystack = " ".join(lines) if size is None else scattered(rng, lines, size)
     begin = f"Some special magic {kind} are hidden within the following text. Make sure to memorize it."
-    return Told(
-        f"{begin}\n{haystack}",
-        f"What is the special magic {kind[:-1]} for {key} mentioned in the text?",
-        f"The special magic {kind[:-1]} for {key} is:",
-        (value,),
-    )
+    return Told(f"{begin}\n{haystack}", tuple(asked))
 
 
 def needle(rng: Random, extent: Extent) -> Told:
     """One number in noise (RULER's niah_single_1)."""
-    key, value = pair(rng.randrange(PAIRS)), number(rng, extent.digits)
-    return _asked("numbers", scattered(rng, _needles("numbers", [(key, value)]), extent.size), key, value)
+    return _told(rng, "numbers", [(pair(rng.randrange(PAIRS)), number(rng, extent.digits))], extent.size)
 
 
 def needles(rng: Random, extent: Extent) -> Told:
     """Nothing but needles, one is asked for (RULER's niah_multikey_2); `size` needles."""
     keys = rng.sample(range(PAIRS), extent.size)
-    pairs = [(pair(key), number(rng, extent.digits)) for key in keys]
-    return _asked("numbers", " ".join(_needles("numbers", pairs)), *rng.choice(pairs))
+    return _told(rng, "numbers", [(pair(key), number(rng, extent.digits)) for key in keys])
 
 
 def uuids(rng: Random, extent: Extent) -> Told:
     """Nothing but needles from identifier to identifier (RULER's niah_multikey_3); `size` needles."""
-    pairs = [(uuid(rng), uuid(rng)) for _ in range(extent.size)]
-    return _asked("uuids", " ".join(_needles("uuids", pairs)), *rng.choice(pairs))
+    return _told(rng, "uuids", [(uuid(rng), uuid(rng)) for _ in range(extent.size)])
 
 
 def variables(rng: Random, extent: Extent) -> Told:
@@ -112,9 +117,13 @@ def variables(rng: Random, extent: Extent) -> Told:
     return Told(
         f"Memorize and track the chain of variable assignment hidden in the following text.\n"
         f"{scattered(rng, lines, extent.size)}",
-        f"Find all variables that are assigned the value {value} in the text above.",
-        f"The variables assigned the value {value} are:",
-        tuple(chain),
+        (
+            Asked(
+                f"Find all variables that are assigned the value {value} in the text above.",
+                f"The variables assigned the value {value} are:",
+                tuple(chain),
+            ),
+        ),
     )
 
 
@@ -127,9 +136,13 @@ def common(rng: Random, extent: Extent) -> Told:
     return Told(
         "Below is a numbered list of words. Some of them appear more often than others. Memorize them.\n"
         + " ".join(f"{i}. {one}" for i, one in enumerate(listed, 1)),
-        f"What are the {COMMON} most common words in the list?",
-        f"The {COMMON} most common words are:",
-        tuple(sorted(chosen)),
+        (
+            Asked(
+                f"What are the {COMMON} most common words in the list?",
+                f"The {COMMON} most common words are:",
+                tuple(sorted(chosen)),
+            ),
+        ),
     )
 
 
@@ -149,9 +162,13 @@ def frequent(rng: Random, extent: Extent) -> Told:
     rng.shuffle(listed)
     return Told(
         "Read the following coded text and track the frequency of each coded word.\n" + " ".join(listed),
-        f"Do not count dots. What are the {FREQUENT} most frequent words in the text above?",
-        f"The {FREQUENT} most frequent words are:",
-        tuple(coded[:FREQUENT]),
+        (
+            Asked(
+                f"Do not count dots. What are the {FREQUENT} most frequent words in the text above?",
+                f"The {FREQUENT} most frequent words are:",
+                tuple(coded[:FREQUENT]),
+            ),
+        ),
     )
 
 

@@ -21,10 +21,11 @@ from random import Random
 
 from twinrun.errors import ConfigError, near_names
 from twinrun.tasks.arithmetic import HELDOUT_ONE_IN, SPLITS, Split
-from twinrun.tasks.haystacks import BUILDERS, Extent
+from twinrun.tasks.haystacks import BUILDERS, Asked, Extent
 from twinrun.tasks.words import TOTAL
 
 TASKS = tuple(BUILDERS)
+MULTIKEY = ("niah_multikey", "niah_multikey_uuid")
 MAX_SIZE = {"niah_multikey": 6000, "common_words": TOTAL - 10}  # distinct keys and words that there are
 
 
@@ -38,6 +39,7 @@ class RetrievalSettings:
             (`niah_multikey`, `niah_multikey_uuid`), other words of the list (`common_words`), words of the text
             (`frequent_words`, at least 10). `fit_size` finds it for a number of tokens.
         digits: digits of a value that is a number, 1 to 12. RULER: 7 for needles, 5 for variables.
+        queries: questions about one text, 1 or larger; more than one in `niah_multikey` and `niah_multikey_uuid`.
         hops: steps of the chain of variables, 1 to 16; one name more than steps is asked for. RULER: 4.
         seed: names the stream.
         split: ``train`` or ``heldout``; question and answer decide by their hash, so that no pair occurs in both.
@@ -47,6 +49,7 @@ class RetrievalSettings:
     size: int
     digits: int = 7
     hops: int = 4
+    queries: int = 1
     seed: int = 0
     split: Split = "train"
 
@@ -65,37 +68,53 @@ class RetrievalSettings:
         for field, value, last in (("digits", self.digits, 12), ("hops", self.hops, 16)):
             if not 1 <= value <= last:
                 raise ConfigError(f"{field} must be 1 to {last}, got {value}")
+        most = max(1, self.size // 2) if self.task in MULTIKEY else 1
+        if not 1 <= self.queries <= most:
+            raise ConfigError(
+                f"queries of {self.task} at size {self.size} must be 1 to {most}, got {self.queries}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class Retrieval:
-    """One text with its question.
+    """One text with what is asked about it.
 
     Attributes:
         context: what is read.
-        question: what is asked after it.
-        answer_prefix: how the answer begins; the model goes on from there.
-        answers: what an answer must hold.
+        asked: the questions, each with the beginning of its answer and what the answer must hold.
         index: the argument `retrieval` was called with.
         settings: its settings.
     """
 
     context: str
-    question: str
-    answer_prefix: str
-    answers: tuple[str, ...]
+    asked: tuple[Asked, ...]
     index: int
     settings: RetrievalSettings
 
     @property
+    def answers(self) -> tuple[str, ...]:
+        """What an answer to the first question must hold."""
+        return self.asked[0].answers
+
+    @property
     def prompt(self) -> str:
-        """Everything up to where the answer goes on; the answer begins with a blank."""
-        return f"{self.context}\n{self.question}\n{self.answer_prefix}"
+        """Text and first question, up to where the answer goes on; the answer begins with a blank."""
+        return f"{self.context}\n{question_text(self.asked[0])}"
 
     @property
     def answer_text(self) -> str:
         """A right answer behind the prompt."""
-        return " " + ", ".join(self.answers)
+        return answer_text(self.asked[0])
+
+
+def question_text(asked: Asked) -> str:
+    """A question with the beginning of its answer."""
+    return f"{asked.question}\n{asked.answer_prefix}"
+
+
+def answer_text(asked: Asked) -> str:
+    """A right answer to a question, as it goes on behind the beginning."""
+    return " " + ", ".join(asked.answers)
 
 
 def retrieval(index: int, settings: RetrievalSettings) -> Retrieval:
@@ -104,7 +123,7 @@ def retrieval(index: int, settings: RetrievalSettings) -> Retrieval:
     Raises:
         ConfigError: `index` is negative.
 
-    Cost: about a microsecond a word; held-out texts sixteen times that, since most are told to no end.
+    Cost: about a microsecond a word; a held-out text with one question, sixteen times that.
     """
     if index < 0:
         raise ConfigError(f"index must be 0 or larger, got {index}")
@@ -113,14 +132,15 @@ def retrieval(index: int, settings: RetrievalSettings) -> Retrieval:
     while True:
         source = f"twinrun/{settings.task}/{settings.seed}/{settings.split}/{index}/{attempt}"
         told = BUILDERS[settings.task](Random(source), extent)
-        if split_of(told.question, told.answers) == settings.split:
-            return Retrieval(*told, index, settings)
+        own = tuple(asked for asked in told.asked if split_of(asked) == settings.split)
+        if len(own) >= settings.queries:
+            return Retrieval(told.context, own[: settings.queries], index, settings)
         attempt += 1
 
 
-def split_of(question: str, answers: tuple[str, ...]) -> Split:
+def split_of(asked: Asked) -> Split:
     """The split of a question with its answers, decided by their own text."""
-    digest = hashlib.sha256("\n".join((question, *answers)).encode()).hexdigest()
+    digest = hashlib.sha256("\n".join((asked.question, *asked.answers)).encode()).hexdigest()
     return "heldout" if int(digest[:8], 16) % HELDOUT_ONE_IN == 0 else "train"
 
 
@@ -154,8 +174,10 @@ def fit_size(settings: RetrievalSettings, tokens: int, count: Callable[[str], in
     """
 
     def fits(size: int) -> bool:
-        item = retrieval(0, replace(settings, size=size))
-        return count(item.prompt + item.answer_text) <= tokens
+        queries = min(settings.queries, max(1, size // 2))
+        item = retrieval(0, replace(settings, size=size, queries=queries))
+        rest = [question_text(asked) + answer_text(asked) for asked in item.asked]
+        return count("\n".join([item.context, *rest])) <= tokens
 
     low = 10 if settings.task == "frequent_words" else 1
     most = MAX_SIZE.get(settings.task, 1 << 30)
