@@ -170,7 +170,7 @@ def fit_size(settings: RetrievalSettings, tokens: int, count: Callable[[str], in
 
     Example:
         >>> fit_size(RetrievalSettings(task="niah_single", size=1), 100, lambda text: len(text.split()))
-        10
+        14
     """
 
     def fits(size: int) -> bool:
