@@ -21,6 +21,10 @@ from twinrun.tasks.texts import python_docs
 
 MASK, END = "<|mask|>", "<|end|>"
 DRILL_SHARE, TEXT_SHARE = 0.35, 0.04
+MORE_DRILL_SHARE, MORE_DRILL_STEPS = (
+    0.6,
+    range(1000, 2000),
+)  # numbers are copied by then, sums are the bottleneck
 LEAST_MASKED = 1e-3  # the smallest chance of a mask; the weight of a token is one over the chance
 TRIES = 64  # problems looked at to find one that fits into the row
 
@@ -75,12 +79,13 @@ class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 
     def clean(self, index: int, rng: Random) -> tuple[list[int], list[bool]]:
         """Ids of row `index` and which of them may be masked."""
-        length, steps = self.recipe.row(index // self.recipe.batch_blocks)
+        step = index // self.recipe.batch_blocks
+        length, steps = self.recipe.row(step)
         kind = rng.random()
         if kind < TEXT_SHARE:
             start = rng.randrange(len(self.text) - length)
             return self.text[start : start + length], [True] * length
-        if kind < TEXT_SHARE + DRILL_SHARE:
+        if kind < TEXT_SHARE + (MORE_DRILL_SHARE if step in MORE_DRILL_STEPS else DRILL_SHARE):
             return self.drill(index, length, rng)
         for item in self.problems(index, steps):
             given, answer = prompt_ids(self.core, item.question), self.core.encode(item.answer_text).ids
