@@ -21,7 +21,7 @@ from builtin_measure import MEASURE_SEED
 from builtin_recipe import MAX_FOLDER_BYTES
 from builtin_trainer import last_loss, train_seconds
 from diffusion_bound import DRAWS, bounds
-from diffusion_data import DRILL_SHARE, MASK, MORE_DRILL_SHARE, MORE_DRILL_STEPS, TEXT_SHARE
+from diffusion_data import MASK, PHASES
 from diffusion_measure import BLOCK, canvas_tokens, exact_rate, held_out
 from diffusion_recipe import DiffusionRecipe
 from safetensors.torch import save_file
@@ -87,13 +87,7 @@ def write_weights(recipe: DiffusionRecipe, final: Path, fresh: Path, command: st
         "command": command,
         "recipe": asdict(recipe),
         "tokens": recipe.tokens,
-        "drill_share": DRILL_SHARE,
-        "more_drill": {
-            "share": MORE_DRILL_SHARE,
-            "from": MORE_DRILL_STEPS.start,
-            "until": MORE_DRILL_STEPS.stop,
-        },
-        "text_share": TEXT_SHARE,
+        "phases": [{"from": at, "drill": drill, "text": text} for at, (drill, text) in PHASES.items()],
         "minutes": round(train_seconds(state) / 60, 1),
         "last_training_loss": last_loss(state),
         "machine": "1 CPU core, shared with other work",
@@ -144,11 +138,10 @@ def nats(loss: dict[str, float]) -> str:
     return f"{loss['nats_per_token']:.3f} ({loss['low']:.3f} to {loss['high']:.3f})"
 
 
-def drill_rows(training: dict[str, Any]) -> str:
-    """How many rows are sums, as the card says it."""
-    more = training["more_drill"]
-    usual, then = (f"{100 * share:.0f} %" for share in (training["drill_share"], more["share"]))
-    return f"{usual} of the rows ({then} from step {more['from']} to {more['until']}) are"
+def shares(phases: list[dict[str, Any]]) -> str:
+    """How many rows hold what, phase by phase, as the card says it."""
+    said = [f"from step {p['from']} {100 * p['drill']:.0f} % and {100 * p['text']:.0f} %" for p in phases]
+    return ", ".join(said)
 
 
 def render(report: dict[str, Any]) -> str:
@@ -177,8 +170,7 @@ def render(report: dict[str, Any]) -> str:
         "skill_rows": "\n".join(rows),
         "bound_rows": "\n".join(losses),
         "draws": found["draws"],
-        "drill": drill_rows(training),
-        "text": f"{100 * training['text_share']:.0f} % are",
+        "shares": shares(training["phases"]),
         "measure_python": report["measured_with"]["python"],
     }
     return Template(CARD.read_text()).substitute(values)

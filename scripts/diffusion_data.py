@@ -20,11 +20,12 @@ from twinrun.tasks.arithmetic import MAX_STEPS, Problem, problem
 from twinrun.tasks.texts import python_docs
 
 MASK, END = "<|mask|>", "<|end|>"
-DRILL_SHARE, TEXT_SHARE = 0.35, 0.04
-MORE_DRILL_SHARE, MORE_DRILL_STEPS = (
-    0.6,
-    range(1000, 2000),
-)  # numbers are copied by then, sums are the bottleneck
+PHASES = {  # from this step on: share of the rows that are sums, share that are documentation
+    0: (0.35, 0.04),
+    1000: (0.6, 0.04),  # numbers are copied by now, sums are the bottleneck
+    1300: (0.6, 0.0),  # and the large loss of documentation drowns theirs
+    2000: (0.35, 0.02),
+}
 LEAST_MASKED = 1e-3  # the smallest chance of a mask; the weight of a token is one over the chance
 TRIES = 64  # problems looked at to find one that fits into the row
 
@@ -81,11 +82,12 @@ class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         """Ids of row `index` and which of them may be masked."""
         step = index // self.recipe.batch_blocks
         length, steps = self.recipe.row(step)
+        drills, texts = PHASES[max(begin for begin in PHASES if begin <= step)]
         kind = rng.random()
-        if kind < TEXT_SHARE:
+        if kind < texts:
             start = rng.randrange(len(self.text) - length)
             return self.text[start : start + length], [True] * length
-        if kind < TEXT_SHARE + (MORE_DRILL_SHARE if step in MORE_DRILL_STEPS else DRILL_SHARE):
+        if kind < texts + drills:
             return self.drill(index, length, rng)
         for item in self.problems(index, steps):
             given, answer = prompt_ids(self.core, item.question), self.core.encode(item.answer_text).ids
