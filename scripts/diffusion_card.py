@@ -87,7 +87,10 @@ def write_weights(recipe: DiffusionRecipe, final: Path, fresh: Path, command: st
         "command": command,
         "recipe": asdict(recipe),
         "tokens": recipe.tokens,
-        "phases": [{"from": at, "drill": drill, "text": text} for at, (drill, text) in PHASES.items()],
+        "phases": [
+            {"from": at, "drill": drill, "small": small, "text": text}
+            for at, (drill, small, text) in PHASES.items()
+        ],
         "minutes": round(train_seconds(state) / 60, 1),
         "last_training_loss": last_loss(state),
         "machine": "1 CPU core, shared with other work",
@@ -140,7 +143,11 @@ def nats(loss: dict[str, float]) -> str:
 
 def shares(phases: list[dict[str, Any]]) -> str:
     """How many rows hold what, phase by phase, as the card says it."""
-    said = [f"from step {p['from']} {100 * p['drill']:.0f} % and {100 * p['text']:.0f} %" for p in phases]
+    said = [
+        f"from step {p['from']} {100 * p['drill']:.0f} % ({100 * p['small']:.0f} % of them small) and "
+        f"{100 * p['text']:.0f} %"
+        for p in phases
+    ]
     return ", ".join(said)
 
 

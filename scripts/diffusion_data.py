@@ -20,11 +20,14 @@ from twinrun.tasks.arithmetic import MAX_STEPS, Problem, problem
 from twinrun.tasks.texts import python_docs
 
 MASK, END = "<|mask|>", "<|end|>"
-PHASES = {  # from this step on: share of the rows that are sums, share that are documentation
-    0: (0.35, 0.04),
-    1000: (0.6, 0.04),  # numbers are copied by now, sums are the bottleneck
-    1300: (0.6, 0.0),  # and the large loss of documentation drowns theirs
-    2000: (0.35, 0.02),
+# From this step on: share of the rows that are sums, of the sums that are small, of the rows that are documentation.
+PHASES = {
+    0: (0.35, 0.0, 0.04),
+    1000: (0.6, 0.0, 0.04),  # numbers are copied by now, sums are the bottleneck
+    1300: (0.6, 0.0, 0.0),  # and the large loss of documentation drowns theirs
+    1600: (0.6, 0.5, 0.0),  # units are still guessed: more sums of few digits
+    2400: (0.35, 0.3, 0.0),
+    3000: (0.25, 0.2, 0.02),
 }
 LEAST_MASKED = 1e-3  # the smallest chance of a mask; the weight of a token is one over the chance
 TRIES = 64  # problems looked at to find one that fits into the row
@@ -40,6 +43,15 @@ def diffusion_tokenizer() -> PreTrainedTokenizerFast:
 def prompt_ids(core: Any, question: str) -> list[int]:
     """Ids of a question in chat form, up to where the answer begins."""
     return core.encode(f"<|user|>{question}{END}<|assistant|>").ids
+
+
+def small_sum(rng: Random) -> str:
+    """A sum with an operand of one digit, as it stands in a worked line."""
+    sign, a, b = rng.choice("++--*/"), rng.randint(1, 29), rng.randint(1, 9)
+    if sign in "*/":
+        b = rng.randint(2, 5)
+    left, result = {"+": (a, a + b), "-": (a + b, a), "*": (a, a * b), "/": (a * b, a)}[sign]
+    return f"{left} {sign} {b} = {result}"
 
 
 class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
@@ -82,13 +94,13 @@ class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         """Ids of row `index` and which of them may be masked."""
         step = index // self.recipe.batch_blocks
         length, steps = self.recipe.row(step)
-        drills, texts = PHASES[max(begin for begin in PHASES if begin <= step)]
+        drills, small, texts = PHASES[max(begin for begin in PHASES if begin <= step)]
         kind = rng.random()
         if kind < texts:
             start = rng.randrange(len(self.text) - length)
             return self.text[start : start + length], [True] * length
         if kind < texts + drills:
-            return self.drill(index, length, rng)
+            return self.drill(index, length, small, rng)
         for item in self.problems(index, steps):
             given, answer = prompt_ids(self.core, item.question), self.core.encode(item.answer_text).ids
             room = length - len(given)
@@ -103,13 +115,15 @@ class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         for j in range(TRIES):
             yield problem(index * TRIES + j, seed=self.recipe.seed, steps=(fewest, steps))
 
-    def drill(self, index: int, length: int, rng: Random) -> tuple[list[int], list[bool]]:
+    def drill(self, index: int, length: int, small: float, rng: Random) -> tuple[list[int], list[bool]]:
         """Sums, each of another problem (the next line of one would tell the result); results may be masked."""
         ids: list[int] = []
         wanted: list[bool] = []
         for item in self.problems(index, MAX_STEPS):
-            line = rng.choice(item.answer_text.splitlines()[:-1])
-            left, result = line.partition(": ")[2].split(" = ")
+            line = rng.choice(item.answer_text.splitlines()[:-1]).partition(": ")[2]
+            if small and rng.random() < small:
+                line = small_sum(rng)
+            left, result = line.split(" = ")
             asked, found = self.core.encode(f"{left} =").ids, self.core.encode(f" {result}\n").ids
             ids += asked + found
             wanted += [False] * len(asked) + [True] * len(found)
