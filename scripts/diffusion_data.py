@@ -27,7 +27,7 @@ PHASES = {
     1300: (0.6, 0.0, 0.0),  # and the large loss of documentation drowns theirs
     1600: (0.6, 0.5, 0.0),  # units are still guessed: more sums of few digits
     2400: (0.35, 0.3, 0.0),
-    3000: (0.25, 0.2, 0.02),
+    3000: (0.25, 0.2, 0.04),
 }
 LEAST_MASKED = 1e-3  # the smallest chance of a mask; the weight of a token is one over the chance
 TRIES = 64  # problems looked at to find one that fits into the row
