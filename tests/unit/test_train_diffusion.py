@@ -137,6 +137,24 @@ def test_a_drill_does_not_tell_its_results(rows: Any) -> None:
     assert told / lines < 0.1
 
 
+def test_small_sums_hold_and_come_in_their_phase(rows: Any) -> None:
+    import diffusion_data
+
+    signs, rng = set(), script_random(rows, 0)
+    for _ in range(300):
+        a, sign, b, _, result = diffusion_data.small_sum(rng).split(" ")
+        want = {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b), "/": int(a) / int(b)}[sign]
+        assert int(result) == want >= 0
+        signs.add(sign)
+    assert signs == set("+-*/")
+    kinds = {0: set(), 1400: set(), 1700: set()}
+    for step, found in kinds.items():
+        for index in range(48 * step, 48 * step + 240):
+            ids, wanted = rows.clean(index, script_random(rows, index))
+            found.add("text" if all(wanted) else "problem" if ids[0] == 2 else "drill")
+    assert kinds == {0: {"text", "problem", "drill"}, 1400: {"problem", "drill"}, 1700: {"problem", "drill"}}
+
+
 def test_the_loss_is_the_objective_written_out(script: ModuleType, rows: Any, model: Any) -> None:
     batch = [rows[i] for i in (1, 2, 4, 5)]
     inputs = {key: torch.stack([row[key] for row in batch]) for key in batch[0]}
