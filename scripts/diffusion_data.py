@@ -28,6 +28,7 @@ PHASES = {
     1600: (0.6, 0.5, 0.0),  # units are still guessed: more sums of few digits
     2400: (0.35, 0.3, 0.0),
     3000: (0.25, 0.2, 0.04),
+    3600: (0.15, 0.2, 0.15),  # sums hold; documentation has to be learned anew
 }
 LEAST_MASKED = 1e-3  # the smallest chance of a mask; the weight of a token is one over the chance
 TRIES = 64  # problems looked at to find one that fits into the row
