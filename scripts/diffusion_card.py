@@ -30,7 +30,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from twinrun.models.llada import read_llada, to_llada_fields, to_llada_names
 
 CARD = Path(__file__).with_name("diffusion_card.md")
-PROBLEMS = {1: 500, 2: 100, 3: 60, 4: 60, 5: 60}  # measured, by their steps
+PROBLEMS = {1: 400, 2: 60, 3: 40, 4: 40, 5: 40}  # measured, by their steps
 CANVASES = 100
 
 
