@@ -2,8 +2,8 @@
 
 Bars: at least 13 times recompute at 256 new tokens; no slower than transformers `generate` in float32; at least 1.7
 times that with bfloat16 weights; at least 80 % of the read bandwidth measured in the same process. A verdict of
-`twinrun.verify` stands beside every timed way. What a cache can gain over recomputing is bounded by the machine: its
-arithmetic against its memory. `bandwidth.recompute_over_ceiling_ratio` is that bound, a decode at the full read bandwidth.
+`twinrun.verify` stands beside every timed way. What a cache can gain over recomputing is bounded by the machine, its
+arithmetic against its memory: `bandwidth.recompute_over_ceiling_ratio` is a decode at the full read bandwidth.
 
   python benchmarks/decode_gpt2.py                       the full measurement, some minutes on two cores
   python benchmarks/decode_gpt2.py --quick --out x.json  a smoke test, seconds

@@ -29,8 +29,10 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def __init__(self, model: nn.Module, lr: float, weight_decay: float) -> None:
         """Sort the parameters of `model` into the two kinds."""
-        matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-        rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+        named = dict(model.named_parameters())
+        inside = {n for n, p in named.items() if p.ndim == 2 and "embed" not in n and "lm_head" not in n}
+        matrices = [p for n, p in named.items() if n in inside]
+        rest = [p for n, p in named.items() if n not in inside]
         groups = [
             {"params": matrices, "muon": True, "weight_decay": weight_decay},
             {"params": rest, "muon": False, "weight_decay": 0.0},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -98,7 +99,14 @@ def train_seconds(state: dict[str, Any]) -> float:
     return float(next(row["train_seconds"] for row in state["log_history"] if "train_seconds" in row))
 
 
-def train(recipe: Schedule, folder: Path, model: PreTrainedModel, blocks: Any, trend: Trend) -> Trainer:
+def train(
+    recipe: Schedule,
+    folder: Path,
+    model: PreTrainedModel,
+    blocks: Any,
+    trend: Trend,
+    new_trainer: Callable[..., Trainer] = Trainer,
+) -> Trainer:
     """Train to the last step of the recipe, from the newest complete checkpoint if there is one."""
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -120,8 +128,9 @@ def train(recipe: Schedule, folder: Path, model: PreTrainedModel, blocks: Any, t
         report_to="none",
         dataloader_num_workers=0,
         dataloader_pin_memory=False,
+        remove_unused_columns=False,  # a loss of its own may read what `forward` does not
     )
-    trainer = Trainer(
+    trainer = new_trainer(
         model=model,
         args=arguments,
         train_dataset=blocks,

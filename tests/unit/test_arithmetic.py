@@ -58,6 +58,22 @@ def test_worked_answers_hold(split):
         assert chain_holds(item.question, item.answer_text), item
 
 
+@pytest.mark.parametrize("steps", [(1, 1), (2, 2), (1, 3), (5, 5)])
+def test_the_number_of_steps_can_be_chosen(steps):
+    items = [problem(i, split="heldout", steps=steps) for i in range(200)]
+    assert {item.steps for item in items} == set(range(steps[0], steps[1] + 1))
+    assert all(
+        check_worked(i.answer_text) == i.answer and chain_holds(i.question, i.answer_text) for i in items
+    )
+    assert [item.question for item in items] != [problem(i, split="heldout").question for i in range(200)]
+
+
+@pytest.mark.parametrize("steps", [(0, 1), (2, 1), (1, 6)])
+def test_a_wrong_number_of_steps_is_refused(steps):
+    with pytest.raises(ConfigError, match="steps must be fewest and most, both from 1 to 5"):
+        problem(0, steps=steps)
+
+
 def test_the_checker_can_say_no():
     text = problem(5).answer_text
     wrong = re.sub(r"= (\d+)$", lambda m: f"= {int(m[1]) + 1}", text, count=1, flags=re.M)

@@ -39,7 +39,9 @@ def _skill(row: dict[str, Any]) -> str:
     if row["exact"] is None:
         return f"{row['bits_per_byte']:.2f} bits per byte of text"
     low, high = row["exact_interval_95"]
-    return f"{row['exact']:.1%} exact answers ({low:.1%} to {high:.1%})"
+    those = f" to problems of {row['problems_of']}" if row["problems_of"] else ""
+    kind = f"; {row['kind']}" if row["kind"] != "causal" else ""
+    return f"{row['exact']:.1%} exact answers{those} ({low:.1%} to {high:.1%}){kind}"
 
 
 def _describe(name: str) -> dict[str, Any]:
@@ -59,11 +61,13 @@ def _describe(name: str) -> dict[str, Any]:
     skill = report.get("skill", {})  # a model of text alone solves no problems
     return {
         "name": name,
+        "kind": report.get("kind", "causal"),
         "folder": str(folder),
         "parameters": parameters,
         "bytes": sum(f.stat().st_size for f in folder.iterdir()),
         "exact": skill.get("exact"),
         "exact_interval_95": skill.get("interval_95"),
         "problems": skill.get("problems"),
+        "problems_of": skill.get("problems_of"),
         "bits_per_byte": report["text"]["bits_per_byte"],
     }

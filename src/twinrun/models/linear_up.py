@@ -45,17 +45,19 @@ class Up(TorchFunctionMode):
     ) -> Any:
         """Mend the arguments of one call of torch."""
         kwargs = kwargs or {}
-        if func is torch.nn.functional.linear:
-            return self._linear(*args, **kwargs)
-        if func in PRODUCTS:
-            args = tuple(self._raised(a) for a in args)
-        elif self.is_double:
-            if func is Tensor.float:
-                return args[0].double()
-            if any(a is torch.float32 for a in args):
-                args = tuple(torch.float64 if a is torch.float32 else a for a in args)
-            if any(v is torch.float32 for v in kwargs.values()):
-                kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in kwargs.items()}
+        if self.slices:
+            if func is torch.nn.functional.linear:
+                return self._linear(*args, **kwargs)
+            if func in PRODUCTS:
+                return func(*(self._raised(a) for a in args), **kwargs)
+        if not self.is_double:
+            return func(*args, **kwargs)
+        if func is Tensor.float:
+            return args[0].double()
+        if any(a is torch.float32 for a in args):
+            args = tuple(torch.float64 if a is torch.float32 else a for a in args)
+        if any(v is torch.float32 for v in kwargs.values()):
+            kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in kwargs.items()}
         return func(*args, **kwargs)
 
     def _raised(self, value: Any) -> Any:

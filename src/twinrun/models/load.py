@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from twinrun.errors import (
     near_names,
 )
 from twinrun.models.builtin_names import builtin_folder, builtin_names
-from twinrun.models.checkpoint import check_finite, check_fits, check_folder
+from twinrun.models.checkpoint import check_finite, check_fits, check_folder, refuse_diffusion
 from twinrun.models.hub import check_reachable
 from twinrun.models.memory import refuse_oversize, weight_bytes
 from twinrun.models.model import Model
@@ -53,7 +54,7 @@ def load(
         NonFiniteError: NaN or Inf in the weights; names the tensor.
         OutOfMemoryError: the weights will not fit; said before they are read.
         MissingBackendError: a hub name, and the hub cannot be reached.
-        UnsupportedModelError: not a causal LM.
+        UnsupportedModelError: not a causal LM, or a masked-diffusion model.
 
     Example:
         >>> load("builtin:expert").choices["dtype"]
@@ -69,7 +70,9 @@ def load(
     folder = local_folder(name)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if folder is not None:
-        check_fits(check_folder(folder), wanted, place, name)
+        files = check_folder(folder)
+        refuse_diffusion(json.loads((folder / "config.json").read_text()), name)
+        check_fits(files, wanted, place, name)
     else:
         check_reachable(name, revision)
         _check_config_fits(name, wanted, place, trust_remote_code, revision)
@@ -114,6 +117,7 @@ def _in_memory(
             f"{type(module).__name__} is in training mode (dropout would differ at every run); "
             "call model.eval() first"
         )
+    refuse_diffusion(getattr(module, "config", None), type(module).__name__)
     check_finite(module)
     model = Model(module, tokenizer)
     model.choices = {

@@ -1,4 +1,4 @@
-"""Arithmetic word problems of two to five steps with worked answers: seeded, random-access, checkable.
+"""Arithmetic word problems of one to five steps with worked answers: seeded, random-access, checkable.
 
 Problem `i` of a split depends on `(seed, split, i)` only, so a stopped training run continues with exactly
 the problems it has not seen. Its split is a property of its own text (`problem_hash` modulo 16), so a held-out
@@ -52,27 +52,32 @@ class Problem:
     split: Split
 
 
-def problem(index: int, *, seed: int = 0, split: Split = "train") -> Problem:
+def problem(
+    index: int, *, seed: int = 0, split: Split = "train", steps: tuple[int, int] = (MIN_STEPS, MAX_STEPS)
+) -> Problem:
     """Make problem `index` of a stream; the same arguments give the same problem in any order.
 
     Args:
         index: 0 or larger; streams have no end.
         seed: names the stream. Streams of one split may share problems; train and held-out never do.
         split: ``train`` or ``heldout`` (every sixteenth problem by hash).
+        steps: fewest and most worked lines, from 1 to 5.
 
     Returns:
         A problem whose worked lines hold and whose last line is the answer.
 
     Raises:
-        ConfigError: `index` is negative or `split` is unknown.
+        ConfigError: `index` is negative, `split` is unknown, or `steps` is no range within 1 to 5.
     """
     if index < 0:
         raise ConfigError(f"problem index must be 0 or larger, got {index}")
     if split not in SPLITS:
         raise ConfigError(f"no split named {split!r}; use one of {', '.join(SPLITS)}")
+    if not 1 <= steps[0] <= steps[1] <= MAX_STEPS:
+        raise ConfigError(f"steps must be fewest and most, both from 1 to {MAX_STEPS}, got {steps}")
     attempt = 0
     while True:
-        question, worked = _tell(Random(f"twinrun/{seed}/{split}/{index}/{attempt}"))
+        question, worked = _tell(Random(f"twinrun/{seed}/{split}/{index}/{attempt}"), *steps)
         if split_of(question) == split:
             answer = int(worked[-1].rsplit(" ", 1)[1])
             text = "\n".join([*worked, f"#### {answer}"])
@@ -113,12 +118,14 @@ def is_exact(text: str, problem: Problem) -> bool:
     return extract_answer(text) == problem.answer
 
 
-def _tell(rng: Random) -> tuple[str, list[str]]:
-    """One story: the question and its worked lines; an ending with too large a number is told anew."""
+def _tell(rng: Random, fewest: int, most: int) -> tuple[str, list[str]]:
+    """One story: the question and its worked lines; an ending that does not fit is told anew."""
     while True:
         story = Story(rng)
         ending = rng.choices(("now", "price", "together"), (6, 3, 2))[0]
-        before_end = rng.randint(MIN_STEPS, MAX_STEPS) - ENDING_STEPS[ending]
+        before_end = rng.randint(fewest, most) - ENDING_STEPS[ending]
+        if before_end < 0:
+            continue
         story.begin()
         aside_after = rng.randint(2, 8)  # about two stories in five get a sentence that does not matter
         while len(story.worked) < before_end:
