@@ -70,7 +70,8 @@ def test_the_loss_refutes_the_training() -> None:
         assert loss > off + at_least, name
         assert verdict == "different"
         assert wrote != right
-    assert found["both"][0] < found["position 0"][0]  # the page says so
+    damage = found["both"][0] - off
+    assert found["position 0"][0] - off > 0.8 * damage  # the page says so: the mask is a tenth of it
 
 
 def test_both_bugs_of_the_teaching_gpt_are_named() -> None:
