@@ -4,6 +4,7 @@ import re
 from functools import partial
 
 import pytest
+from playwright.sync_api import expect
 
 from tests.support import trace_record as made
 from twinrun.report.trace_page import render_trace
@@ -145,7 +146,7 @@ def test_a_drag_zooms_and_a_click_still_finds_its_step(see):
     canvas.click(position={"x": box["width"] / 2, "y": TOP + (box["height"] - TOP - BOTTOM) / 2})
     assert abs(numbers(page)[0] - (s0 + s1) / 2) <= 1
     page.locator("#map-reference").press("End")
-    page.wait_for_function("document.getElementById('window').textContent.includes('39')")
+    expect(page.locator("#window")).to_contain_text("39")
     page.locator("#zoom-all").click()
     assert page.locator("#window").inner_text() == "all 51 positions, 40 steps"
 
@@ -190,7 +191,7 @@ def test_curves_have_a_band_and_say_where_it_is_left(see):
     assert numbers(page) == [14, 25], "keys of a chart move the layer, not the step"
     page.locator("#curve-error").hover(position={"x": 200, "y": 100})
     page.locator("#curve-table summary").click()
-    page.wait_for_function("document.querySelectorAll('#curve-table tbody tr').length === 9")
+    expect(page.locator("#curve-table tbody tr")).to_have_count(9)
     page.locator("#map-reference").press("Home")
     page.wait_for_selector("#curve-error .over", state="detached")
     assert "Every layer is inside" in page.locator("#curve-place").inner_text()
@@ -285,7 +286,8 @@ def test_a_change_of_scheme_repaints_the_map(see):
     )
     light = ink()
     page.emulate_media(color_scheme="dark")
-    page.wait_for_function("matchMedia('(prefers-color-scheme: dark)').matches")
+    page.wait_for_timeout(300)  # the page's security policy refuses a predicate that is polled
+    assert page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
     assert ink() != light
 
 
@@ -327,7 +329,7 @@ def test_thousands_of_steps_stay_usable(see):
     assert p0 <= 3559 <= p1
     page.keyboard.press("End")
     assert numbers(page) == [4095, 4158]
-    page.wait_for_function("document.getElementById('window').textContent.includes('4095')")
+    expect(page.locator("#window")).to_contain_text("4095")
     page.wait_for_selector("#text-reference .tok.selected[data-u='4095']")
 
 
