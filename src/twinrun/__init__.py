@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "load": "twinrun.models.load",
     "Model": "twinrun.models.model",
+    "int8_weight_only": "twinrun.models.int8",
     "Runner": "twinrun.runners.runner",
     "Recompute": "twinrun.runners.recompute",
     "KVCache": "twinrun.runners.kvcache",
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from twinrun import testing as testing
     from twinrun.bench.bench import bench as bench
     from twinrun.contrast.contrast import contrast as contrast
+    from twinrun.models.int8 import int8_weight_only as int8_weight_only
     from twinrun.models.load import load as load
     from twinrun.models.model import Model as Model
     from twinrun.numerics.logits_policy import LogitsPolicy as LogitsPolicy
