@@ -34,8 +34,8 @@ class Runner(Protocol):
         """Free-running: commit tokens until EOS, the limit, or a true answer of `observe`."""
 
 
-class ModelRunner(ABC):
-    """A runner on a `Model`. Rows of a batch never see each other: a row equals the row alone, to rounding."""
+class ModelScorer(ABC):
+    """Scores texts with a `Model`. Rows of a batch never see each other: a row equals the row alone, to rounding."""
 
     kind: str = ""
 
@@ -133,6 +133,10 @@ class ModelRunner(ABC):
     @abstractmethod
     def _score(self, rows: list[list[int]], starts: list[int]) -> list[Scores]:
         """Score checked rows in inference mode."""
+
+
+class ModelRunner(ModelScorer):
+    """A runner on a `Model` that adds one token a step to each row."""
 
     @abstractmethod
     def start(self, rows: list[list[int]], new_tokens: int) -> Decoding:
