@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from twinrun.errors import ConfigError, ShapeError
+from twinrun.models.bidirectional import refuse_bidirectional
 from twinrun.models.model import Model, Prompt
 from twinrun.numerics.logits_policy import LogitsPolicy
 from twinrun.numerics.precision import dtype_name
@@ -46,6 +47,7 @@ class ModelScorer(ABC):
                 f"{type(self).__name__} needs what tr.load returns, got {type(model).__name__}; "
                 "call tr.load(model) first"
             )
+        refuse_bidirectional(model.config, model.name)
         if logits is not None and not isinstance(logits, LogitsPolicy):
             raise ConfigError(
                 f"logits must be a LogitsPolicy or None, got {logits!r}; tr.LogitsPolicy(keep=...)"
