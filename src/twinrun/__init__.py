@@ -20,6 +20,7 @@ _EXPORTS = {
     "Quota": "twinrun.diffusion.commit",
     "Threshold": "twinrun.diffusion.commit",
     "Factor": "twinrun.diffusion.commit",
+    "SuffixWindow": "twinrun.diffusion.suffix",
     "Sampling": "twinrun.runners.sampling",
     "Scores": "twinrun.records.scores",
     "Run": "twinrun.records.run",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from twinrun.diffusion.commit import Quota as Quota
     from twinrun.diffusion.commit import Threshold as Threshold
     from twinrun.diffusion.diffusion import Diffusion as Diffusion
+    from twinrun.diffusion.suffix import SuffixWindow as SuffixWindow
     from twinrun.models.load import load as load
     from twinrun.models.model import Model as Model
     from twinrun.numerics.logits_policy import LogitsPolicy as LogitsPolicy
