@@ -13,6 +13,7 @@ from torch import Tensor
 
 from twinrun.errors import UnsupportedModelError
 from twinrun.models.model import Model
+from twinrun.models.positions import as_mask
 
 Rotary = tuple[Tensor, Tensor]
 At = slice | Tensor
@@ -136,7 +137,7 @@ class Parts:
             slots: keys and values to write to (at `slots.at`) and to attend to; None attends to these tokens alone.
         """
         if mask is not None:
-            mask = mask.expand(-1, -1, hidden.shape[1], -1)
+            mask = as_mask(self.model, mask.expand(-1, -1, hidden.shape[1], -1))
         out = self._layers[index](
             hidden,
             attention_mask=mask,
