@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from twinrun.errors import ConfigError, ShapeError
+from twinrun.models.bidirectional import refuse_bidirectional
 from twinrun.models.model import Model, Prompt
 from twinrun.numerics.logits_policy import LogitsPolicy
 from twinrun.numerics.precision import dtype_name
@@ -34,8 +35,8 @@ class Runner(Protocol):
         """Free-running: commit tokens until EOS, the limit, or a true answer of `observe`."""
 
 
-class ModelRunner(ABC):
-    """A runner on a `Model`. Rows of a batch never see each other: a row equals the row alone, to rounding."""
+class ModelScorer(ABC):
+    """Scores texts with a `Model`. Rows of a batch never see each other: a row equals the row alone, to rounding."""
 
     kind: str = ""
 
@@ -133,6 +134,15 @@ class ModelRunner(ABC):
     @abstractmethod
     def _score(self, rows: list[list[int]], starts: list[int]) -> list[Scores]:
         """Score checked rows in inference mode."""
+
+
+class ModelRunner(ModelScorer):
+    """A runner on a causal `Model` that adds one token a step to each row."""
+
+    def __init__(self, model: Model, logits: LogitsPolicy | None = None) -> None:
+        """Keep the model; one that looks both ways is refused."""
+        super().__init__(model, logits)
+        refuse_bidirectional(model.config, model.name)
 
     @abstractmethod
     def start(self, rows: list[list[int]], new_tokens: int) -> Decoding:
