@@ -55,6 +55,7 @@ class Decode:
         self.rows = list(range(count))
         self.finish, self.canvases = [None] * count, [[] for _ in range(count)]
         self._ends = torch.tensor(sorted(self.ends))
+        self.chooser.logits = None if self.probe is None else []
 
     def run(self) -> None:
         """Fill in the canvas."""
@@ -94,14 +95,13 @@ class Decode:
             chosen = self.chooser.choose(board, open, counts, step=step, size=size)
             if self.probe is not None:
                 self._look_after(feed, passed, layers or [], at, chosen)
-            self.canvas.commit(block, chosen, board.tokens)
-            board.chosen = chosen
+            self.passes.commit(chosen, board.tokens)
             host, tokens, confidence = to_host(board, chosen)
             known.commit(host, tokens)
             for row, column in known.ended(self._ends):
                 self.finish[self.rows[row]] = "eos"
                 known.open[row] = False
-                self.canvas.close(row, block.start + column + 1, int(known.text[row, column]))
+                self.passes.close(row, block.start + column + 1, int(known.text[row, column]))
             committed = known.committed(host, confidence)
             record = self._record(number, step, feed, passed, committed, began)
             self.steps.append(record)
@@ -159,7 +159,7 @@ class Decode:
                 step=step,
                 full=passes.is_full(step),
                 rows=tuple(self.rows),
-                canvas=self.canvas,
+                canvas=passes.canvas,
                 columns=passes.block,
                 board=passes.board,
                 slots=passes.slots,
@@ -180,7 +180,7 @@ class Decode:
                 hidden=passed.hidden,
                 layers=layers,
                 at=at,
-                logits=torch.cat(logits) if logits else passed.hidden.new_zeros(0),
+                logits=torch.cat(logits) if logits else passed.hidden.new_zeros(0, 0),
                 tokens=board.tokens.clone(),
                 confidence=board.confidence.clone(),
                 chosen=chosen,
