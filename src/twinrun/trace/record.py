@@ -16,6 +16,7 @@ from twinrun.trace.journal import Journal
 from twinrun.trace.reader import read_steps
 from twinrun.trace.recorder import Level
 from twinrun.trace.side import Side
+from twinrun.trace.step import TracedStep
 from twinrun.verify.culprit import Blame
 from twinrun.verify.verdict import Verdict
 
@@ -121,7 +122,7 @@ class Trace:
             for who in SIDES:
                 if who in meta["sides"]:
                     side = Side(**meta["sides"][who])
-                    side.steps = read_steps(place / who)
+                    side.steps = read_steps(place / who, TracedStep.from_json)
                     setattr(found, who, side)
         except (KeyError, TypeError, AttributeError) as error:
             raise TraceError(f"{place / META} lacks {error}; record the trace again") from error
