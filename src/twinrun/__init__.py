@@ -16,10 +16,15 @@ _EXPORTS = {
     "Recompute": "twinrun.runners.recompute",
     "KVCache": "twinrun.runners.kvcache",
     "SinglePass": "twinrun.runners.singlepass",
+    "Diffusion": "twinrun.diffusion.diffusion",
+    "Quota": "twinrun.diffusion.commit",
+    "Threshold": "twinrun.diffusion.commit",
+    "Factor": "twinrun.diffusion.commit",
     "Sampling": "twinrun.runners.sampling",
     "Scores": "twinrun.records.scores",
     "Run": "twinrun.records.run",
     "Step": "twinrun.records.run",
+    "DiffusionRun": "twinrun.records.diffusion_run",
     "verify": "twinrun.verify.verify",
     "blame": "twinrun.verify.blame",
     "Blame": "twinrun.verify.culprit",
@@ -44,12 +49,17 @@ if TYPE_CHECKING:
     from twinrun import testing as testing
     from twinrun.bench.bench import bench as bench
     from twinrun.contrast.contrast import contrast as contrast
+    from twinrun.diffusion.commit import Factor as Factor
+    from twinrun.diffusion.commit import Quota as Quota
+    from twinrun.diffusion.commit import Threshold as Threshold
+    from twinrun.diffusion.diffusion import Diffusion as Diffusion
     from twinrun.models.load import load as load
     from twinrun.models.model import Model as Model
     from twinrun.numerics.logits_policy import LogitsPolicy as LogitsPolicy
     from twinrun.plan.plan import plan_memory as plan_memory
     from twinrun.plan.record import MemoryPlan as MemoryPlan
     from twinrun.records.bench import Bench as Bench
+    from twinrun.records.diffusion_run import DiffusionRun as DiffusionRun
     from twinrun.records.run import Run as Run
     from twinrun.records.run import Step as Step
     from twinrun.records.scores import Scores as Scores

@@ -15,7 +15,7 @@ import torch
 import twinrun as tr
 from twinrun.errors import UnsupportedModelError
 from twinrun.models.builtin_names import FOLDER as BUILTINS
-from twinrun.models.llada import read_llada
+from twinrun.models.bidirectional import read_llada
 
 FOLDER = BUILTINS / "diffusion"
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 import twinrun as tr
 from twinrun.errors import UnsupportedModelError
-from twinrun.models.llada import read_llada
+from twinrun.models.bidirectional import read_llada
 from twinrun.tasks.arithmetic import problem, split_of
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"

@@ -6,16 +6,13 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from twinrun.errors import CheckpointError, NonFiniteError, UnsupportedModelError
+from twinrun.errors import CheckpointError, NonFiniteError
 from twinrun.models.memory import Stored, refuse_oversize, weight_bytes
 
-_DIFFUSION_TYPES = {"llada", "dream"}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -49,25 +46,6 @@ def check_folder(folder: Path) -> list[Path]:
     for file in files:
         _check_readable(file)
     return files
-
-
-def refuse_diffusion(config: Any, name: str) -> None:
-    """Refuse a model that looks both ways where a causal one is needed.
-
-    Args:
-        config: a transformers config, or the parsed `config.json` of a folder.
-        name: for the message.
-
-    Raises:
-        UnsupportedModelError: a masked-diffusion model: LLaDA or Dream by its type, or `is_causal` is False.
-    """
-    fields = config if isinstance(config, dict) else vars(config) if config is not None else {}
-    kind = str(fields.get("model_type", getattr(config, "model_type", ""))).lower()
-    if kind in _DIFFUSION_TYPES or fields.get("is_causal") is False:
-        raise UnsupportedModelError(
-            f"{name} is a masked-diffusion model: it fills in masked tokens and has no left-to-right scores; "
-            "a causal runner needs a causal LM, such as 'builtin:expert'"
-        )
 
 
 def _check_index(folder: Path, files: list[Path]) -> None:

@@ -9,14 +9,11 @@ Source: Nie et al. 2025, arXiv:2502.09992; names and fields as in the checkpoint
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
-from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from twinrun.errors import CheckpointError, UnsupportedModelError
@@ -38,11 +35,10 @@ _IN_BLOCK = {
     "up_proj": "mlp.up_proj",
     "ff_out": "mlp.down_proj",
 }
-_BLOCK = re.compile(r"model\.transformer\.blocks\.(\d+)\.(\w+)\.weight")
+_BLOCK = re.compile(r"model\.transformer\.(?:blocks|block_groups\.(\d+))\.(\d+)\.(\w+)\.weight")
 # What a Llama is, in LLaDA's words. Another value means another architecture under the same model type.
 _LLAMA = {
     "block_type": "llama",
-    "block_group_size": 1,
     "activation_type": "silu",
     "layer_norm_type": "rms",
     "rope": True,
@@ -55,8 +51,8 @@ _LLAMA = {
 }
 
 
-def to_llama_name(name: str) -> str:
-    """Name of a LLaDA tensor in transformers' Llama.
+def to_llama_name(name: str, group: int = 1) -> str:
+    """Name of a LLaDA tensor in transformers' Llama; `group` is the checkpoint's `block_group_size`.
 
     Raises:
         CheckpointError: a name that LLaDA does not have.
@@ -64,19 +60,21 @@ def to_llama_name(name: str) -> str:
     Example:
         >>> to_llama_name("model.transformer.blocks.3.ff_out.weight")
         'model.layers.3.mlp.down_proj.weight'
+        >>> to_llama_name("model.transformer.block_groups.1.0.ff_out.weight", group=2)
+        'model.layers.2.mlp.down_proj.weight'
     """
     if name in _TOP:
         return _TOP[name]
     found = _BLOCK.fullmatch(name)
-    if found is None or found[2] not in _IN_BLOCK:
+    if found is None or found[3] not in _IN_BLOCK:
         raise CheckpointError(
             f"{name} is no tensor of a LLaDA checkpoint; give a folder in LLaDA's own layout"
         )
-    return f"model.layers.{found[1]}.{_IN_BLOCK[found[2]]}.weight"
+    return f"model.layers.{int(found[1] or 0) * group + int(found[2])}.{_IN_BLOCK[found[3]]}.weight"
 
 
-def to_llada_names(names: Iterable[str]) -> dict[str, str]:
-    """LLaDA name of each tensor of a Llama, for writing a checkpoint.
+def to_llada_names(names: Iterable[str], group: int = 1) -> dict[str, str]:
+    """LLaDA name of each tensor of a Llama, for blocks in groups of `group`.
 
     Raises:
         CheckpointError: a tensor that LLaDA has no place for.
@@ -89,10 +87,18 @@ def to_llada_names(names: Iterable[str]) -> dict[str, str]:
         if name in top:
             found[name] = top[name]
         elif part is not None and part[2] in inside:
-            found[name] = f"model.transformer.blocks.{part[1]}.{inside[part[2]]}.weight"
+            layer = int(part[1])
+            block = f"blocks.{layer}" if group == 1 else f"block_groups.{layer // group}.{layer % group}"
+            found[name] = f"model.transformer.{block}.{inside[part[2]]}.weight"
         else:
             raise CheckpointError(f"{name} has no place in a LLaDA checkpoint; only Llama's own tensors have")
     return found
+
+
+def llama_names(config: LlamaConfig) -> list[str]:
+    """Every tensor that a LLaDA of this config has, by its name in a Llama."""
+    blocks = [f"model.layers.{i}.{part}.weight" for i in range(config.num_hidden_layers) for part in _IN_BLOCK.values()]
+    return blocks + [name for name in _TOP.values() if name != "lm_head.weight" or not config.tie_word_embeddings]
 
 
 def to_llama_config(fields: Mapping[str, Any], name: str = "this checkpoint") -> LlamaConfig:
@@ -114,14 +120,14 @@ def to_llama_config(fields: Mapping[str, Any], name: str = "this checkpoint") ->
                 raise UnsupportedModelError(
                     f"{name} has {key}={fields[key]!r}; only LLaDA models with {key}={value!r} can be run"
                 )
-        heads = fields["n_heads"]
+        heads, width = fields["n_heads"], fields["d_model"]
         config = LlamaConfig(
-            vocab_size=fields["embedding_size"],
-            hidden_size=fields["d_model"],
-            intermediate_size=fields["mlp_hidden_size"],
+            vocab_size=fields["embedding_size"] or fields["vocab_size"],
+            hidden_size=width,
+            intermediate_size=fields["mlp_hidden_size"] or fields["mlp_ratio"] * width,
             num_hidden_layers=fields["n_layers"],
             num_attention_heads=heads,
-            num_key_value_heads=fields["n_kv_heads"] or heads,
+            num_key_value_heads=1 if fields.get("multi_query_attention") else fields["n_kv_heads"] or heads,
             max_position_embeddings=fields["max_sequence_length"],
             rms_norm_eps=fields["rms_norm_eps"],
             rope_parameters={"rope_type": "default", "rope_theta": float(fields["rope_theta"])},
@@ -133,12 +139,14 @@ def to_llama_config(fields: Mapping[str, Any], name: str = "this checkpoint") ->
             bos_token_id=None,
             eos_token_id=fields["eos_token_id"],
             pad_token_id=fields["pad_token_id"],
+            dtype=fields.get("dtype", fields.get("torch_dtype")),
         )
-        mask = fields["mask_token_id"]
+        config.mask_token_id = fields["mask_token_id"]
+        config.rope_full_precision = fields["rope_full_precision"]
+        config.block_group_size = fields["block_group_size"]
     except KeyError as error:
         raise CheckpointError(f"config.json of {name} lacks {error.args[0]!r}; restore the file") from error
     config.is_causal = False  # transformers builds the mask by it
-    config.mask_token_id = mask
     return config
 
 
@@ -156,6 +164,7 @@ def to_llada_fields(config: LlamaConfig, mask_token_id: int) -> dict[str, Any]:
         "architectures": ["LLaDAModelLM"],
         "model_type": MODEL_TYPE,
         **_LLAMA,
+        "block_group_size": getattr(config, "block_group_size", 1),
         "d_model": config.hidden_size,
         "n_layers": config.num_hidden_layers,
         "n_heads": config.num_attention_heads,
@@ -166,7 +175,7 @@ def to_llada_fields(config: LlamaConfig, mask_token_id: int) -> dict[str, Any]:
         "embedding_size": config.vocab_size,
         "max_sequence_length": config.max_position_embeddings,
         "rope_theta": dict(config.rope_parameters or {})["rope_theta"],
-        "rope_full_precision": True,
+        "rope_full_precision": getattr(config, "rope_full_precision", True),
         "rms_norm_eps": config.rms_norm_eps,
         "weight_tying": config.tie_word_embeddings,
         "attention_dropout": 0.0,
@@ -179,26 +188,3 @@ def to_llada_fields(config: LlamaConfig, mask_token_id: int) -> dict[str, Any]:
         "use_cache": False,
         "dtype": "bfloat16",
     }
-
-
-def read_llada(folder: Path) -> LlamaForCausalLM:
-    """Open a LLaDA folder as a bidirectional Llama in float32; the mask id is `model.config.mask_token_id`.
-
-    Raises:
-        CheckpointError: a tensor is missing or unknown, or a config field is missing.
-        UnsupportedModelError: not a LLaDA that a Llama can run.
-    """
-    fields = json.loads((folder / "config.json").read_text())
-    model = LlamaForCausalLM(to_llama_config(fields, folder.name))
-    state: dict[str, Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        state |= {to_llama_name(name): tensor for name, tensor in load_file(file).items()}
-    if fields["weight_tying"]:
-        state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    missing, unknown = model.load_state_dict(state, strict=False)
-    if missing or unknown:
-        raise CheckpointError(
-            f"{folder.name} has no tensor for {[*missing, *unknown][0]}; copy the weights again"
-        )
-    model.train(False)
-    return model

@@ -18,7 +18,8 @@ from twinrun.errors import (
     near_names,
 )
 from twinrun.models.builtin_names import builtin_folder, builtin_names
-from twinrun.models.checkpoint import check_finite, check_fits, check_folder, refuse_diffusion
+from twinrun.models.bidirectional import is_translated, looks_both_ways, read_tokenizer, read_translated
+from twinrun.models.checkpoint import check_finite, check_fits, check_folder
 from twinrun.models.hub import check_reachable
 from twinrun.models.memory import refuse_oversize, weight_bytes
 from twinrun.models.model import Model
@@ -54,7 +55,7 @@ def load(
         NonFiniteError: NaN or Inf in the weights; names the tensor.
         OutOfMemoryError: the weights will not fit; said before they are read.
         MissingBackendError: a hub name, and the hub cannot be reached.
-        UnsupportedModelError: not a causal LM, or a masked-diffusion model.
+        UnsupportedModelError: no causal LM that transformers knows, and no LLaDA or Dream that its classes can run.
 
     Example:
         >>> load("builtin:expert").choices["dtype"]
@@ -71,7 +72,6 @@ def load(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if folder is not None:
         files = check_folder(folder)
-        refuse_diffusion(json.loads((folder / "config.json").read_text()), name)
         check_fits(files, wanted, place, name)
     else:
         check_reachable(name, revision)
@@ -117,7 +117,6 @@ def _in_memory(
             f"{type(module).__name__} is in training mode (dropout would differ at every run); "
             "call model.eval() first"
         )
-    refuse_diffusion(getattr(module, "config", None), type(module).__name__)
     check_finite(module)
     model = Model(module, tokenizer)
     model.choices = {
@@ -163,26 +162,28 @@ def _from_pretrained(
     path: str, name: str, dtype: Any, attention: str | None, options: dict[str, Any]
 ) -> tuple[nn.Module, Any]:
     """Read weights and tokenizer with transformers; only safetensors, never a pickle."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, PreTrainedConfig
 
     import twinrun.models.gpt  # noqa: F401  registers our own architecture with the Auto classes
 
-    extra = {"attn_implementation": attention} if attention else {}
+    extra: dict[str, Any] = {"attn_implementation": attention} if attention else {}
+    revision = {key: value for key, value in options.items() if key != "trust_remote_code"}
     try:
-        module = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype or "auto", use_safetensors=True, **extra, **options
-        )
+        fields, _ = PreTrainedConfig.get_config_dict(path, **revision)
+        if is_translated(fields):
+            module = read_translated(path, fields, name, attention, dtype=dtype or "auto", **revision)
+        else:
+            module = looks_both_ways(
+                AutoModelForCausalLM.from_pretrained(
+                    path, dtype=dtype or "auto", use_safetensors=True, **extra, **options
+                )
+            )
+    except TwinrunError:
+        raise
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise explain(error, name, local=path != name or Path(path).is_dir()) from error
-    try:
-        return module, AutoTokenizer.from_pretrained(path, **options)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        ImportError,
-    ):  # a checkpoint without a tokenizer is usable: prompts are ids
-        return module, None
+    # a checkpoint without a tokenizer is usable: prompts are ids
+    return module, read_tokenizer(path, fields, **options)
 
 
 def explain(error: Exception, name: str, *, local: bool) -> Exception:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from twinrun.errors import ConfigError
+from twinrun.models.bidirectional import is_bidirectional
 from twinrun.models.layout import Layout, find_layout
 from twinrun.models.memory import free_bytes
 from twinrun.models.raised import raised, raised_part, raised_to, refuse_packed
@@ -129,6 +130,28 @@ class Model:
             if value is not None:
                 return frozenset([value] if isinstance(value, int) else value)
         return frozenset()
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether a token sees only those before it; False for a masked-diffusion model, which sees all."""
+        return not is_bidirectional(self.config)
+
+    @property
+    def mask_id(self) -> int | None:
+        """Id of the mask token of a masked-diffusion model, from its config or its tokenizer; None if neither has one."""
+        for holder in (self.config, self.tokenizer):
+            value = getattr(holder, "mask_token_id", None)
+            if isinstance(value, int) and 0 <= value < self.vocab_size:
+                return value
+        return None
+
+    @property
+    def shifts_logits(self) -> bool:
+        """Whether the logits at a position are those of the next one, as in a model made from a causal one (Dream).
+
+        The logits of a position are then `cat([logits[:, :1], logits[:, :-1]], 1)`; the model's forward does not shift.
+        """
+        return bool(getattr(self.config, "shifts_logits", False))
 
     @cached_property
     def accepts(self) -> frozenset[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from twinrun.errors import UnsupportedModelError
@@ -151,8 +150,13 @@ class Parts:
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of `[rows, tokens, width]` behind the last layer: norm, head, and what follows it."""
         rows, tokens, width = hidden.shape
-        normed = self._norm(hidden).reshape(-1, width)
+        normed = self.normed(hidden).reshape(-1, width)
         return self.model.logits_of(normed).view(rows, tokens, -1)
+
+    def normed(self, hidden: Tensor) -> Tensor:
+        """Hidden states as the head takes them, same shape."""
+        found: Tensor = self._norm(hidden)
+        return found
 
     def forward(
         self,

@@ -14,6 +14,7 @@ from transformers import DynamicCache, DynamicLayer
 
 from twinrun.errors import UnsupportedModelError
 from twinrun.models.model import Model
+from twinrun.models.rotary import attention_kind
 
 FIXED_ROPE = ("default", "linear", "yarn", "llama3", "proportional")
 """Rotary kinds whose frequencies do not depend on how long the text is."""
@@ -102,7 +103,7 @@ def as_mask(model: Model, visible: Tensor) -> Tensor:
     Raises:
         UnsupportedModelError: an attention implementation that takes no mask of that form.
     """
-    kind = getattr(model.config, "_attn_implementation", None)
+    kind = attention_kind(model.config)
     if kind == "sdpa":
         return visible
     if kind == "eager":

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from twinrun.errors import ConfigError, ShapeError
+from twinrun.models.bidirectional import refuse_bidirectional
 from twinrun.models.model import Model, Prompt
 from twinrun.numerics.logits_policy import LogitsPolicy
 from twinrun.numerics.precision import dtype_name
@@ -34,8 +35,8 @@ class Runner(Protocol):
         """Free-running: commit tokens until EOS, the limit, or a true answer of `observe`."""
 
 
-class ModelRunner(ABC):
-    """A runner on a `Model`. Rows of a batch never see each other: a row equals the row alone, to rounding."""
+class ModelScorer(ABC):
+    """Scores texts with a `Model`. Rows of a batch never see each other: a row equals the row alone, to rounding."""
 
     kind: str = ""
 
@@ -46,6 +47,7 @@ class ModelRunner(ABC):
                 f"{type(self).__name__} needs what tr.load returns, got {type(model).__name__}; "
                 "call tr.load(model) first"
             )
+        refuse_bidirectional(model.config, model.name)
         if logits is not None and not isinstance(logits, LogitsPolicy):
             raise ConfigError(
                 f"logits must be a LogitsPolicy or None, got {logits!r}; tr.LogitsPolicy(keep=...)"
@@ -133,6 +135,10 @@ class ModelRunner(ABC):
     @abstractmethod
     def _score(self, rows: list[list[int]], starts: list[int]) -> list[Scores]:
         """Score checked rows in inference mode."""
+
+
+class ModelRunner(ModelScorer):
+    """A runner on a `Model` that adds one token a step to each row."""
 
     @abstractmethod
     def start(self, rows: list[list[int]], new_tokens: int) -> Decoding:

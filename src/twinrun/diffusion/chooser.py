@@ -1,0 +1,97 @@
+"""From hidden states to a commit: logits of the open positions, proposals, and the rule's choice among them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from twinrun.diffusion.feed import Board, Feed
+from twinrun.diffusion.forward import Passed
+from twinrun.diffusion.propose import chunks, propose
+from twinrun.diffusion.settings import DiffusionSettings
+from twinrun.errors import NonFiniteError
+from twinrun.models.parts import Parts
+
+
+@dataclass(slots=True, kw_only=True)
+class Chooser:
+    """Proposes and chooses for all rows of a canvas, with one source of chance a row.
+
+    Attributes:
+        parts: pieces of the model; its norm and head are used.
+        settings: commit rule and remasking.
+        mask_id: never proposed.
+        temperature: 0 is greedy.
+        generators: of each row, in the order of the canvas.
+        logits: where to keep the logits of a step, for a probe; None keeps none.
+    """
+
+    parts: Parts
+    settings: DiffusionSettings
+    mask_id: int
+    temperature: float = 0.0
+    generators: Sequence[torch.Generator] = ()
+    logits: list[Tensor] | None = None
+
+    def update(self, board: Board, feed: Feed, passed: Passed, open: Tensor) -> tuple[Tensor, Tensor]:
+        """Propose for every open position whose hidden state is new.
+
+        Args:
+            board: takes the proposals.
+            feed: what was fed.
+            passed: what came out.
+            open: `[rows, block]` booleans on the host.
+
+        Returns:
+            Rows and block columns of the positions, two `[n]` int64.
+        """
+        wanted = open if passed.fresh is None else open & passed.fresh[:, feed.rows].cpu()
+        counts = wanted.sum(1).tolist()
+        row, column = (i.to(passed.hidden.device) for i in wanted.nonzero(as_tuple=True))
+        hidden = passed.hidden[row, column + feed.rows.start]
+        by_row = self.temperature > 0
+        for number, part in chunks(counts, self.parts.model.vocab_size, by_row=by_row):
+            logits = self.parts.logits(hidden[None, part])[0]
+            logits[:, self.mask_id] = -math.inf
+            if self.logits is not None:
+                self.logits.append(logits)
+            source = self.generators[number] if by_row else None
+            tokens, confidence = propose(logits, self.temperature, source)
+            board.tokens[row[part], column[part]] = tokens
+            board.confidence[row[part], column[part]] = confidence
+        return row, column
+
+    def choose(self, board: Board, open: Tensor, *, step: int, size: int) -> Tensor:
+        """Say which proposals are committed: `[rows, block]` booleans on the device of the board."""
+        rank = board.confidence
+        if self.settings.remasking == "random":
+            drawn = [
+                torch.rand(int(n), generator=g, dtype=torch.float64, device=g.device)
+                for n, g in zip(open.sum(1).tolist(), self.generators, strict=True)
+            ]
+            rank = torch.zeros_like(rank)
+            rank[open.to(rank.device)] = torch.cat(drawn).to(rank.device)
+        opened = open.to(rank.device)
+        return self.settings.commit.choose(rank, opened, step=step, size=size) & opened
+
+
+def to_host(board: Board, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Choice, proposals and confidences on the host, by one copy.
+
+    Raises:
+        NonFiniteError: a committed token has no probability, because the logits hold NaN.
+    """
+    if chosen.device.type == "cpu":
+        host, tokens, confidence = chosen, board.tokens, board.confidence
+    else:
+        packed = torch.stack([chosen.double(), board.tokens.double(), board.confidence]).cpu()
+        host, tokens, confidence = packed[0] > 0, packed[1].long(), packed[2]
+    if bool(confidence[host].isnan().any()):
+        raise NonFiniteError(
+            "the logits of a masked position hold NaN; run the model one precision up (twinrun verify)"
+        )
+    return host, tokens, confidence

@@ -1,0 +1,101 @@
+"""The forwards that fill in one canvas: which columns each step computes, and what it reuses.
+
+Caches differ in nothing but the columns of the steps between two full forwards: all of them (none), the block and what
+is behind it (prefix), or the block (dual). Keys and values of the other columns are those of the last full forward.
+A model whose logits are shifted has the logits of the block's first position in the row before the block. That row
+is computed with the block: kept from the full forward it would not see what the block commits, and its position
+would be proposed from a state in which nothing was decided.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from twinrun.diffusion.canvas import Canvas
+from twinrun.diffusion.feed import Board, Feed
+from twinrun.diffusion.forward import AllTokens, BlockForward, Passed, run_layers
+from twinrun.diffusion.settings import DiffusionSettings
+from twinrun.models.parts import Parts, Slots
+
+
+class Passes:
+    """Runs the steps of a canvas, block by block: `begin` a block, then `step` until it is filled in.
+
+    Attributes:
+        full: full forwards so far.
+        partial: forwards over a part of the canvas so far.
+        block: columns of the current block.
+        slots: keys and values of the canvas; None without a cache.
+    """
+
+    def __init__(self, parts: Parts, settings: DiffusionSettings, *, lead: int = 0) -> None:
+        """Start a run. `lead` is 1 for a model with shifted logits."""
+        self._parts, self._settings, self.lead = parts, settings, lead
+        self.forward: BlockForward = settings.skip.start(parts) if settings.skip else AllTokens(parts)
+        self.full = self.partial = 0
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers."""
+        return self._parts.num_layers
+
+    def begin(self, canvas: Canvas, block: slice) -> Board:
+        """Begin a block of a canvas; nothing of the block before is used again."""
+        is_new = getattr(self, "canvas", None) is not canvas
+        self.canvas, self.block = canvas, block
+        if is_new:
+            self._rotary = self._parts.rotary(self._parts.embed(canvas.ids[:, :1]), canvas.positions)
+            self.slots = None if self._settings.cache == "none" else Slots(canvas.width)
+        self.forward.begin()
+        self.board = Board.of(canvas, block)
+        return self.board
+
+    def is_full(self, step: int) -> bool:
+        """Whether a step of a block is a full forward."""
+        every = self._settings.refresh_every
+        return self.slots is None or step == 0 or (every is not None and step % every == 0)
+
+    def feed(self, step: int, layers: list[Tensor] | None = None, *, full: bool) -> Feed:
+        """What a step is fed: the whole canvas, or the columns that the cache computes again."""
+        columns = slice(0, self.canvas.width) if full else self._columns()
+        cos, sin = self._rotary
+        return Feed(
+            canvas=self.canvas,
+            columns=columns,
+            block=self.block,
+            full=full,
+            lead=self.lead,
+            rotary=(cos[:, columns], sin[:, columns]),
+            slots=self.slots,
+            board=self.board,
+            step=step,
+            layers=layers,
+        )
+
+    def step(self, step: int, layers: list[Tensor] | None = None) -> tuple[Feed, Passed]:
+        """Run one step of the block.
+
+        Args:
+            step: number inside the block, from 0.
+            layers: filled with the hidden states of all layers if given; see `Feed.layers`.
+
+        Returns:
+            What was fed, and what came out; `feed.rows` are the rows with the block's logits.
+        """
+        if not self.is_full(step):
+            self.partial += 1
+            feed = self.feed(step, layers, full=False)
+            return feed, self.forward(feed)
+        self.full += 1
+        wanted = [] if layers is None and self.forward.wants_layers else layers
+        feed = self.feed(step, wanted, full=True)
+        hidden = run_layers(self._parts, feed)
+        if self.slots is not None:
+            later = self.feed(step, full=False)
+            mine = [t[:, later.columns] for t in wanted or ()]
+            self.forward.after_full(later, mine)
+        return feed, Passed(hidden=hidden)
+
+    def _columns(self) -> slice:
+        stop = self.block.stop if self._settings.cache == "dual" else self.canvas.width
+        return slice(self.block.start - self.lead, stop)
