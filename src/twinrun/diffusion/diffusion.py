@@ -37,7 +37,7 @@ class Diffusion(ModelScorer):
     a row ends at its end-of-text token, and a cache can be refreshed inside a block.
 
     Args:
-        model: what `twinrun.load_diffusion` returns: a masked-diffusion model.
+        model: what `twinrun.load` returns: a masked-diffusion model.
         **settings: fields of `DiffusionSettings`: block_length (32), commit (`Quota()`, `Threshold(p)`, `Factor(f)`),
             cache ("none", "prefix", "dual"), refresh_every, remasking, skip.
 
@@ -73,7 +73,7 @@ class Diffusion(ModelScorer):
     @property
     def lead(self) -> int:
         """1 if the row before a position holds its logits (Dream), else 0."""
-        return int(getattr(self.model, "shifts_logits", False))
+        return int(self.model.shifts_logits)
 
     def generate(
         self,

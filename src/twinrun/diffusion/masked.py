@@ -10,30 +10,25 @@ def refuse_causal(model: Model) -> None:
     """Refuse a model that looks to the left only.
 
     Raises:
-        UnsupportedModelError: the config does not say `is_causal=False`.
+        UnsupportedModelError: it is one.
     """
-    if getattr(model.config, "is_causal", True) is not False:
+    if model.is_causal:
         raise UnsupportedModelError(
-            f"{model.name} is a causal model, which cannot fill in masks; diffusion decoding needs a masked-diffusion "
-            "model, such as 'builtin:diffusion'"
+            f"{model.name} is a causal model, which cannot fill in masks; give a masked-diffusion model, such as "
+            "'builtin:diffusion', or use tr.KVCache(m)"
         )
 
 
 def mask_id_of(model: Model) -> int:
-    """Id of the mask token, from the config or the tokenizer.
+    """Id of the mask token.
 
     Raises:
-        ConfigError: neither names one, or it lies outside the vocabulary.
+        ConfigError: neither the config nor the tokenizer names one inside the vocabulary.
     """
-    for holder in (model.config, model.tokenizer):
-        found = getattr(holder, "mask_token_id", None)
-        if found is not None:
-            if not 0 <= int(found) < model.vocab_size:
-                raise ConfigError(
-                    f"mask token {found} of {model.name} is outside its vocabulary of {model.vocab_size}; "
-                    "correct config.mask_token_id"
-                )
-            return int(found)
-    raise ConfigError(
-        f"{model.name} names no mask token; set model.config.mask_token_id to the id it was trained with"
-    )
+    found = model.mask_id
+    if found is None:
+        raise ConfigError(
+            f"{model.name} names no mask token among its {model.vocab_size} tokens; set model.config.mask_token_id to "
+            "the id that it was trained with"
+        )
+    return found

@@ -64,7 +64,8 @@ class Slots:
         self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         """Write `[rows, kv_heads, tokens, head_dim]` at `at`; return what a query attends to. Attention calls this."""
-        for store, new in ((self._keys, keys), (self._values, values)):
+        # Keys of a model that is rotated in float32 come wider than its precision; attention rounds them to it.
+        for store, new in ((self._keys, keys.to(values.dtype)), (self._values, values)):
             if layer_idx not in store:
                 rows, heads, _tokens, dim = new.shape
                 store[layer_idx] = new.new_zeros(rows, heads, self.width + 1, dim)

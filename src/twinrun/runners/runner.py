@@ -47,7 +47,6 @@ class ModelScorer(ABC):
                 f"{type(self).__name__} needs what tr.load returns, got {type(model).__name__}; "
                 "call tr.load(model) first"
             )
-        refuse_bidirectional(model.config, model.name)
         if logits is not None and not isinstance(logits, LogitsPolicy):
             raise ConfigError(
                 f"logits must be a LogitsPolicy or None, got {logits!r}; tr.LogitsPolicy(keep=...)"
@@ -138,7 +137,12 @@ class ModelScorer(ABC):
 
 
 class ModelRunner(ModelScorer):
-    """A runner on a `Model` that adds one token a step to each row."""
+    """A runner on a causal `Model` that adds one token a step to each row."""
+
+    def __init__(self, model: Model, logits: LogitsPolicy | None = None) -> None:
+        """Keep the model; one that looks both ways is refused."""
+        super().__init__(model, logits)
+        refuse_bidirectional(model.config, model.name)
 
     @abstractmethod
     def start(self, rows: list[list[int]], new_tokens: int) -> Decoding:
