@@ -14,7 +14,8 @@ from twinrun.records.write import write_json
 from twinrun.trace.identity import identity
 from twinrun.trace.journal import Journal
 from twinrun.trace.numbers import analyse
-from twinrun.trace.record import META, SCHEMA, Trace
+from twinrun.trace.meta import META
+from twinrun.trace.record import SCHEMA, Trace
 from twinrun.trace.recorder import LEVELS, Level, Recorder, tracing
 from twinrun.trace.side import Side
 from twinrun.verify.blame import By, check_by
