@@ -65,18 +65,28 @@ class Chooser:
             board.confidence[row[part], column[part]] = confidence
         return row, column
 
-    def choose(self, board: Board, open: Tensor, *, step: int, size: int) -> Tensor:
-        """Say which proposals are committed: `[rows, block]` booleans on the device of the board."""
+    def choose(self, board: Board, open: Tensor, counts: Sequence[int], *, step: int, size: int) -> Tensor:
+        """Say which proposals are committed.
+
+        Args:
+            board: the proposals.
+            open: `[rows, block]` booleans on the board's device.
+            counts: open positions of each row.
+            step: number of the step inside the block.
+            size: positions that were open at its first step.
+
+        Returns:
+            `[rows, block]` booleans, a subset of `open`.
+        """
         rank = board.confidence
         if self.settings.remasking == "random":
-            drawn = [
-                torch.rand(int(n), generator=g, dtype=torch.float64, device=g.device)
-                for n, g in zip(open.sum(1).tolist(), self.generators, strict=True)
-            ]
             rank = torch.zeros_like(rank)
-            rank[open.to(rank.device)] = torch.cat(drawn).to(rank.device)
-        opened = open.to(rank.device)
-        return self.settings.commit.choose(rank, opened, step=step, size=size) & opened
+            rank[open] = torch.cat([self._draw(g, n) for g, n in zip(self.generators, counts, strict=True)])
+        return self.settings.commit.choose(rank, open, step=step, size=size) & open
+
+    @staticmethod
+    def _draw(source: torch.Generator, count: int) -> Tensor:
+        return torch.rand(count, generator=source, dtype=torch.float64, device=source.device)
 
 
 def to_host(board: Board, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -89,7 +89,8 @@ class Decode:
                 self._look_before(number, step)
             feed, passed = self.passes.step(step, layers)
             at = self.chooser.update(board, feed, passed, known.open)
-            chosen = self.chooser.choose(board, known.open, step=step, size=size)
+            counts = known.open.sum(1).tolist()
+            chosen = self.chooser.choose(board, self.canvas.open[:, block], counts, step=step, size=size)
             if self.probe is not None:
                 self._look_after(feed, passed, layers or [], at, chosen)
             self.canvas.commit(block, chosen, board.tokens)

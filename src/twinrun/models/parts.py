@@ -100,12 +100,12 @@ class Parts:
                 raise UnsupportedModelError(
                     f"{model.name} cannot be run piece by piece: its body has no {name}; Llama-like models have"
                 )
-        if layout.norm is None or not layout.streams:
+        if layout.norm is None or layout.head is None or layout.tail is None or not layout.streams:
             raise UnsupportedModelError(
                 f"{model.name} cannot be run piece by piece: {layout.why_not or 'it has no final norm'}"
             )
         self._body: Any = layout.body
-        self._norm = layout.norm
+        self._norm, self._head, self._tail = layout.norm, layout.head, layout.tail
         self._layers = layout.layers
 
     @property
@@ -152,7 +152,7 @@ class Parts:
         """Logits of `[rows, tokens, width]` behind the last layer: norm, head, and what follows it."""
         rows, tokens, width = hidden.shape
         normed = self.normed(hidden).reshape(-1, width)
-        return self.model.logits_of(normed).view(rows, tokens, -1)
+        return self._tail(self._head(normed)).view(rows, tokens, -1)
 
     def normed(self, hidden: Tensor) -> Tensor:
         """Hidden states as the head takes them, same shape."""
