@@ -46,6 +46,7 @@ class CanvasRecorder:
         self.runner, self.side, self.row, self.watch = runner, side, row, watch
         self.level, self.sink = level, sink
         self.wants_layers = level != "steps"
+        self.is_skipping = level != "steps" and side.settings.get("skip") is not None
         self.tables = Tables(*runner.rotary_tables(side.width))
         self.moved = Moved()
         self._before: Any = None
@@ -66,7 +67,8 @@ class CanvasRecorder:
             self.moved = Moved()
         self._ids = self._own(state.canvas.ids).tolist()
         self._open = self._own(state.canvas.open)[self._block(state)].tolist()
-        self._state = self.runner.saved_state(state) if self.level == "states" else None
+        wanted = self.level == "states" or (self.is_skipping and state.step > 0)
+        self._state = self.runner.saved_state(state) if wanted else None
 
     def after(self, outcome: Any) -> None:
         """Make a record of what the step decided."""
@@ -103,6 +105,10 @@ class CanvasRecorder:
             skips=self._skips(state, outcome, at, calls),
             state=self._state,
         )
+        if self.is_skipping and step.skipped:
+            self.is_skipping = False  # one state of a step that skipped is enough to look into its keys
+        elif self.level != "states":
+            step.state = None
         if outcome.layers:
             step.cosines = self.moved.cosines(outcome, at, place, step.positions)
         self._step = step
@@ -159,7 +165,8 @@ class CanvasRecorder:
         notes = outcome.notes
         if "skipped" not in notes:
             return None
-        own = {name: tensor[at, outcome.rows].cpu() for name, tensor in notes.items()}
+        first = state.columns.start - outcome.columns.start
+        own = {k: tensor[at, first : first + len(self._open)].cpu() for k, tensor in notes.items()}
         active = [not skipped for skipped in own["skipped"].tolist()]
         computed_at = own["computed_at"].tolist()
         ids = self._history[state.step]

@@ -129,7 +129,7 @@ class CanvasTrace:
             )
         if not 0 <= step < len(record.steps):
             raise TraceError(f"no step {step}; the {side} has steps 0 to {len(record.steps) - 1}")
-        return live.replay(_state_of(record, step), record.steps[step].commits, **settings)
+        return live.replay(state_of(record, step), record.steps[step].commits, **settings)
 
     def about(self) -> dict[str, Any]:
         """Everything but the steps, as plain JSON types."""
@@ -203,8 +203,12 @@ class CanvasTrace:
         return first_canvas_divergence(self.candidate, other.candidate, self.noise)
 
 
-def _state_of(side: CanvasSide, step: int) -> Any:
-    """The saved state of a step; a full forward starts from the canvas alone, which the record has."""
+def state_of(side: CanvasSide, step: int) -> Any:
+    """The saved state of a step; a full forward starts from the canvas alone, which the record has.
+
+    Raises:
+        TraceError: it was not kept.
+    """
     found = side.steps[step]
     if found.state is not None:
         return found.state

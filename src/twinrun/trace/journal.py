@@ -135,7 +135,7 @@ class Journal:
 
 def as_bytes(tensor: Tensor) -> bytes:
     """Raw little-endian bytes of a tensor of any dtype."""
-    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _tensors(steps: list[Recorded]) -> dict[str, Tensor]:
