@@ -91,15 +91,15 @@ class Replay:
     def __str__(self) -> str:
         """In one sentence."""
         what = ", ".join(f"{k}={v!r}" for k, v in self.changed.items()) or "the same settings"
-        skipped = [len(o.positions) - len(set(o.computed) & set(o.positions)) for o in (self.before, self.after)]
+        skipped = [len(set(o.positions) - set(o.computed)) for o in (self.before, self.after)]
+        many = f"{skipped[0]} against {skipped[1]} of {len(self.before.positions)} open tokens skipped; "
         commits = (
             f"both commit {_listed(self.before)}"
             if self.same_commits
             else f"as it was it commits {_listed(self.before)}, so {_listed(self.after)}"
         )
         return (
-            f"with {what}: {skipped[0]} of {len(self.before.positions)} open tokens skipped against {skipped[1]}; "
-            f"KL mean {self.kl_mean:.2g}, worst {self.kl_max:.2g} nats; top token the same at "
+            f"with {what}: {many if any(skipped) else ''}KL mean {self.kl_mean:.2g}, worst {self.kl_max:.2g} nats; top token the same at "
             f"{100 * self.top1_agreement:.0f} %; {commits}"
         )
 
@@ -192,9 +192,10 @@ def run_saved(runner: Diffusion, state: Mapping[str, Tensor], settings: Diffusio
         generators=[torch.Generator(device).manual_seed(i) for i in range(len(canvas.ids))],
     )
     chooser.update(passes.board, feed, passed, is_open)
-    size = int((state["canvas.open"][:, start:stop]).shape[1])
-    counts = is_open.sum(1).tolist()
-    chosen = chooser.choose(passes.board, canvas.open[:, start:stop], counts, step=number, size=size)[row].tolist()
+    size = stop - start
+    eligible = chooser.eligible(feed, passed, canvas.open[:, start:stop])
+    counts = eligible.sum(1).tolist()
+    chosen = chooser.choose(passes.board, eligible, counts, step=number, size=size)[row].tolist()
     return _output(runner, settings, passes, (feed, passed), is_open[row].tolist(), chosen, row)
 
 

@@ -97,12 +97,12 @@ def recall(forward: BlockForward, state: Mapping[str, Tensor], device: torch.dev
     Raises:
         ConfigError: the state is of another kind of strategy, or of one with other cuts.
     """
-    saved = {k.removeprefix("forward."): t.to(device) for k, t in state.items() if k.startswith("forward.")}
-    if not saved and not _slots_for_tensors(forward):
+    if not forward.wants_layers:
         return
+    saved = {k.removeprefix("forward."): t.to(device) for k, t in state.items() if k.startswith("forward.")}
     watched: Mapping[int, Any] = getattr(forward, "_watched", {})
     cuts = {int(name.rpartition(".")[2]) for name in saved if "." in name}
-    if not saved or not set(watched) <= cuts:
+    if not set(watched) <= cuts:
         raise ConfigError(
             f"the saved state remembers layers {sorted(cuts) or 'none'}, this policy compares at "
             f"{sorted(watched) or 'none'}; change thresholds, not layer_k, or replay with skip=None"
@@ -125,7 +125,3 @@ def _remembered(forward: BlockForward) -> State:
             found |= {f"{name}.{key}": t for key, t in value.items() if isinstance(t, Tensor)}
     return found
 
-
-def _slots_for_tensors(forward: BlockForward) -> bool:
-    """Whether the strategy compares anything with what it remembers."""
-    return bool(getattr(forward, "_watched", {}))
