@@ -27,8 +27,8 @@ from diffusion_recipe import DiffusionRecipe
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from twinrun.models.bidirectional import read_llada
 from twinrun.models.llada import to_llada_fields, to_llada_names
+from twinrun.models.translate import read_llada
 
 CARD = Path(__file__).with_name("diffusion_card.md")
 PROBLEMS = {1: 400, 2: 60, 3: 40, 4: 40, 5: 40}  # measured, by their steps

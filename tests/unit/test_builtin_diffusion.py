@@ -15,7 +15,7 @@ import torch
 import twinrun as tr
 from twinrun.errors import UnsupportedModelError
 from twinrun.models.builtin_names import FOLDER as BUILTINS
-from twinrun.models.bidirectional import read_llada
+from twinrun.models.translate import read_llada
 
 FOLDER = BUILTINS / "diffusion"
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
@@ -69,7 +69,7 @@ def test_a_causal_runner_refuses_it_in_one_line() -> None:
     with pytest.raises(
         UnsupportedModelError, match="builtin:diffusion is a masked-diffusion model"
     ) as refusal:
-        tr.load("builtin:diffusion")
+        tr.KVCache(tr.load("builtin:diffusion"))
     assert "\n" not in str(refusal.value)
 
 

@@ -11,36 +11,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import twinrun as tr
+from tests.support.diffusion_folders import MASK, llada_folder
 from tests.support.plain_llada import plain_llada_logits
 from twinrun.errors import CheckpointError, UnsupportedModelError
 from twinrun.models.llada import (
-    read_llada,
     to_llada_fields,
     to_llada_names,
     to_llama_config,
     to_llama_name,
 )
+from twinrun.models.translate import read_llada
 
 IDS = [3, 40, 7, 7, 25, 40, 0, 31]
-
-
-def folder_of(path: Path, *, tied: bool = False, kv_heads: int = 2) -> Path:
-    """A LLaDA folder with random weights, large enough that every part of the network matters."""
-    torch.manual_seed(5)
-    config = LlamaConfig(
-        vocab_size=41, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=kv_heads, max_position_embeddings=64, rms_norm_eps=1e-5, is_causal=False,
-        rope_parameters={"rope_type": "default", "rope_theta": 500.0}, tie_word_embeddings=tied,
-        initializer_range=0.2, bos_token_id=None, eos_token_id=1, pad_token_id=2,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config)
-    weights = {k: w.detach() + 0.1 * torch.randn_like(w) for k, w in model.named_parameters()}
-    names = to_llada_names(weights)
-    path.mkdir()
-    save_file({names[k]: w for k, w in weights.items()}, path / "model.safetensors")
-    (path / "config.json").write_text(json.dumps(to_llada_fields(config, 40)))
-    return path
 
 
 def edit(path: Path, **fields: Any) -> Path:
@@ -51,7 +33,7 @@ def edit(path: Path, **fields: Any) -> Path:
 
 @pytest.mark.parametrize(("tied", "kv_heads"), [(False, 4), (True, 4), (False, 2), (True, 1)])
 def test_it_computes_what_its_names_say(tmp_path: Path, tied: bool, kv_heads: int) -> None:
-    path = folder_of(tmp_path / "m", tied=tied, kv_heads=kv_heads)
+    path = llada_folder(tmp_path / "m", tied=tied, kv_heads=kv_heads)
     weights, fields = load_file(path / "model.safetensors"), json.loads((path / "config.json").read_text())
     assert ("model.transformer.ff_out.weight" in weights) is not tied
     model = read_llada(path)
@@ -62,7 +44,7 @@ def test_it_computes_what_its_names_say(tmp_path: Path, tied: bool, kv_heads: in
     for wrong in ("causal", "gate", "theta"):
         spoilt = plain_llada_logits(weights, fields, IDS, wrong)
         assert float((logits - spoilt).abs().max()) > 10 * far, wrong
-    assert model.config.mask_token_id == 40
+    assert model.config.mask_token_id == MASK
     assert model.config.eos_token_id == 1
 
 
@@ -78,18 +60,40 @@ def test_names_go_there_and_back() -> None:
     assert there["lm_head.weight"] == "model.transformer.ff_out.weight"
 
 
+def test_blocks_in_groups_are_counted_through(tmp_path: Path) -> None:
+    plain, grouped = (llada_folder(tmp_path / str(g), layers=4, group=g) for g in (1, 2))
+    names = load_file(grouped / "model.safetensors")
+    assert "model.transformer.block_groups.1.0.q_proj.weight" in names
+    assert to_llama_name("model.transformer.block_groups.1.0.q_proj.weight", 2).startswith("model.layers.2.")
+    one, other = (read_llada(path).state_dict() for path in (plain, grouped))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_widths_that_the_file_leaves_to_others(tmp_path: Path) -> None:
+    """`null` means: one key head a query head, as many embeddings as words, a multiple of the width."""
+    fields = json.loads((llada_folder(tmp_path / "m") / "config.json").read_text())
+    read = to_llama_config(
+        fields | {"n_kv_heads": None, "embedding_size": None, "mlp_hidden_size": None, "mlp_ratio": 3}
+    )
+    assert (read.num_key_value_heads, read.vocab_size, read.intermediate_size) == (4, 41, 96)
+    assert (
+        to_llama_config(fields | {"n_kv_heads": None, "multi_query_attention": True}).num_key_value_heads == 1
+    )
+
+
 def test_fields_go_there_and_back(tmp_path: Path) -> None:
-    fields = json.loads((folder_of(tmp_path / "m") / "config.json").read_text())
+    fields = json.loads((llada_folder(tmp_path / "m") / "config.json").read_text())
     assert to_llada_fields(to_llama_config(fields), fields["mask_token_id"]) == fields
 
 
 @pytest.mark.parametrize(
     "key",
     ["d_model", "n_layers", "n_heads", "mlp_hidden_size", "embedding_size", "max_sequence_length", "rope_theta",
-     "rms_norm_eps", "weight_tying", "mask_token_id", "eos_token_id", "block_type", "include_bias"],
+     "rms_norm_eps", "weight_tying", "mask_token_id", "eos_token_id", "block_type", "include_bias",
+     "rope_full_precision", "block_group_size"],
 )  # fmt: skip
 def test_no_field_has_a_default(tmp_path: Path, key: str) -> None:
-    fields = json.loads((folder_of(tmp_path / "m") / "config.json").read_text())
+    fields = json.loads((llada_folder(tmp_path / "m") / "config.json").read_text())
     del fields[key]
     with pytest.raises(CheckpointError, match=f"lacks '{key}'"):
         to_llama_config(fields)
@@ -97,19 +101,19 @@ def test_no_field_has_a_default(tmp_path: Path, key: str) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("alibi", True), ("attention_layer_norm", True), ("block_type", "sequential"), ("block_group_size", 2)],
+    [("alibi", True), ("attention_layer_norm", True), ("block_type", "sequential")],
 )
 def test_a_variant_that_is_no_llama_is_refused(tmp_path: Path, key: str, value: Any) -> None:
     with pytest.raises(UnsupportedModelError, match=f"m has {key}={value!r}"):
-        read_llada(edit(folder_of(tmp_path / "m"), **{key: value}))
+        read_llada(edit(llada_folder(tmp_path / "m"), **{key: value}))
 
 
 def test_a_missing_or_unknown_tensor_is_named(tmp_path: Path) -> None:
-    path = folder_of(tmp_path / "m")
+    path = llada_folder(tmp_path / "m")
     weights = load_file(path / "model.safetensors")
     gone = weights.pop("model.transformer.blocks.2.q_proj.weight")
     save_file(weights, path / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"model\.layers\.2\.self_attn\.q_proj\.weight"):
+    with pytest.raises(CheckpointError, match=r"no tensor for model\.transformer\.blocks\.2\.q_proj\.weight"):
         read_llada(path)
     save_file({**weights, "model.transformer.blocks.2.att_proj.weight": gone}, path / "model.safetensors")
     with pytest.raises(CheckpointError, match="att_proj"):
@@ -121,12 +125,3 @@ def test_a_causal_llama_is_not_written_as_llada() -> None:
         to_llada_fields(LlamaConfig(), 5)
     with pytest.raises(CheckpointError, match="q_norm"):
         to_llada_names(["model.layers.0.self_attn.q_norm.weight"])
-
-
-def test_a_causal_runner_cannot_get_one(tmp_path: Path) -> None:
-    path = folder_of(tmp_path / "m")
-    with pytest.raises(UnsupportedModelError, match="is a masked-diffusion model") as refusal:
-        tr.load(path)
-    assert "\n" not in str(refusal.value)
-    with pytest.raises(UnsupportedModelError, match="is a masked-diffusion model"):
-        tr.load(read_llada(path))

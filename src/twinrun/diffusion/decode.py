@@ -55,6 +55,7 @@ class Decode:
         self.rows = list(range(count))
         self.finish, self.canvases = [None] * count, [[] for _ in range(count)]
         self._ends = torch.tensor(sorted(self.ends))
+        self.chooser.logits = None if self.probe is None else []
 
     def run(self) -> None:
         """Fill in the canvas."""
@@ -180,7 +181,7 @@ class Decode:
                 hidden=passed.hidden,
                 layers=layers,
                 at=at,
-                logits=torch.cat(logits) if logits else passed.hidden.new_zeros(0),
+                logits=torch.cat(logits) if logits else passed.hidden.new_zeros(0, 0),
                 tokens=board.tokens.clone(),
                 confidence=board.confidence.clone(),
                 chosen=chosen,

@@ -1,27 +1,29 @@
-"""Models that look both ways: which they are, how they are opened without code of their own, and who refuses them."""
+"""Which models look both ways, told from their config, and the one line that refuses them where order matters."""
 
 from __future__ import annotations
 
-import json
-import re
-from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Tokenizer
-from transformers import LlamaForCausalLM, Qwen2ForCausalLM
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from twinrun.errors import UnsupportedModelError
 
-from twinrun.errors import CheckpointError, UnsupportedModelError
-from twinrun.models import dream, llada
-from twinrun.models.rotary import FullRotary, full_rotary_name
+TRANSLATED = ("llada", "Dream")
+"""Model types that transformers does not know and `models/translate.py` opens."""
 
-_TYPES = {llada.MODEL_TYPE: llada.to_llama_config, dream.MODEL_TYPE: dream.to_qwen2_config}
+
+def is_translated(fields: dict[str, Any]) -> bool:
+    """Whether a parsed `config.json` is LLaDA's or Dream's own."""
+    return fields.get("model_type") in TRANSLATED
 
 
 def is_bidirectional(config: Any) -> bool:
-    """Whether a transformers config is that of a model without a causal mask: LLaDA, Dream, or `is_causal` is False."""
-    return getattr(config, "model_type", None) in _TYPES or getattr(config, "is_causal", None) is False
+    """Whether a transformers config is that of a model without a causal mask: LLaDA, Dream, or `is_causal` is False.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> is_bidirectional(SimpleNamespace(model_type="llama", is_causal=False)), is_bidirectional(None)
+        (True, False)
+    """
+    return getattr(config, "model_type", None) in TRANSLATED or getattr(config, "is_causal", None) is False
 
 
 def refuse_bidirectional(config: Any, name: str) -> None:
@@ -35,108 +37,3 @@ def refuse_bidirectional(config: Any, name: str) -> None:
             f"{name} is a masked-diffusion model: it fills in masked tokens and has no left-to-right scores; "
             "decode it with tr.Diffusion(m) or `twinrun diffuse`, or give a causal LM, such as 'builtin:expert'"
         )
-
-
-def is_translated(fields: dict[str, Any]) -> bool:
-    """Whether a parsed `config.json` is LLaDA's or Dream's own, which transformers does not know."""
-    return fields.get("model_type") in _TYPES
-
-
-def translated(fields: dict[str, Any], name: str) -> PreTrainedConfig | None:
-    """transformers' config of a LLaDA or Dream `config.json`; None for every other model type.
-
-    Raises:
-        UnsupportedModelError: a variant that transformers' classes cannot run.
-        CheckpointError: a field is missing.
-    """
-    return _TYPES[fields["model_type"]](fields, name) if is_translated(fields) else None
-
-
-def read_translated(
-    path: str, fields: dict[str, Any], name: str, attention: str | None, **options: Any
-) -> PreTrainedModel:
-    """Open a LLaDA or Dream checkpoint in transformers' own Llama or Qwen2; no code of the checkpoint is run.
-
-    Args:
-        path: folder or hub name.
-        fields: its parsed `config.json`.
-        name: for messages.
-        attention: transformers' attention implementation; None is the default.
-        **options: for `from_pretrained`: dtype, revision.
-
-    Raises:
-        CheckpointError: a tensor is missing or unknown, or a config field is missing.
-        UnsupportedModelError: a variant that transformers' classes cannot run.
-        ConfigError: an attention that does not go with rotary positions in float32.
-    """
-    config = translated(fields, name)
-    if config is None:
-        raise UnsupportedModelError(f"{name} has model_type {fields.get('model_type')!r}; LLaDA and Dream are read here")
-    names: dict[str, str] = {}
-    if config.model_type == "llama":
-        names = llada.to_llada_names(llada.llama_names(config), config.block_group_size)
-    if getattr(config, "rope_full_precision", False):
-        attention = full_rotary_name(attention)
-    make: Any = LlamaForCausalLM if names else Qwen2ForCausalLM
-    module, info = make.from_pretrained(
-        path,
-        config=config,
-        key_mapping={f"^{re.escape(theirs)}$": ours for ours, theirs in names.items()},
-        use_safetensors=True,
-        output_loading_info=True,
-        **({"attn_implementation": attention} if attention else {}),
-        **options,
-    )
-    for kind, word in (("unexpected_keys", "an unknown tensor"), ("missing_keys", "no tensor for")):
-        for key in sorted(info[kind]):
-            raise CheckpointError(f"{name} has {word} {names.get(key, key)}; copy the weights again")
-    module.__dict__.pop("_weight_conversions", None)  # else save_pretrained would write LLaDA's names again
-    return looks_both_ways(module)
-
-
-def read_llada(folder: Path) -> Any:
-    """Open a LLaDA folder as transformers' Llama in float32: the module alone. `twinrun.load` is the way in.
-
-    Raises:
-        CheckpointError: as `read_translated`.
-        UnsupportedModelError: as `read_translated`.
-    """
-    fields = json.loads((folder / "config.json").read_text())
-    return read_translated(str(folder), fields, folder.name, None, dtype=torch.float32)
-
-
-def looks_both_ways(module: Any) -> Any:
-    """Set up a module of transformers whose config says `is_causal=False`; others are returned as they are.
-
-    Attention called layer by layer is told too, and the rotary table is replaced where the config asks for float32.
-    """
-    config = getattr(module, "config", None)
-    if getattr(config, "is_causal", None) is not False:
-        return module
-    for part in module.modules():
-        if hasattr(part, "is_causal"):
-            part.is_causal = False
-    if getattr(config, "rope_full_precision", False):
-        table = module.model.rotary_emb
-        if type(table) is not FullRotary:
-            if type(table) is not LlamaRotaryEmbedding:
-                raise UnsupportedModelError(
-                    f"{type(module).__name__} has no rotary positions in float32; set rope_full_precision=false"
-                )
-            module.set_attn_implementation(full_rotary_name(config._attn_implementation))
-            module.model.rotary_emb = FullRotary(config)
-    return module
-
-
-def read_tokenizer(path: str, fields: dict[str, Any], **options: Any) -> Any:
-    """The tokenizer of a checkpoint, or None where there is none; Dream's own class is a Qwen2 tokenizer renamed."""
-    tries: list[Any] = [AutoTokenizer]
-    if is_translated(fields):
-        tries += [Qwen2Tokenizer] if fields["model_type"] == dream.MODEL_TYPE else []
-        tries.append(PreTrainedTokenizerFast)
-    for kind in tries:
-        try:
-            return kind.from_pretrained(path, **options)
-        except (OSError, ValueError, KeyError, ImportError):
-            continue
-    return None

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn

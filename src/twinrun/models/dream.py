@@ -58,7 +58,6 @@ def to_qwen2_config(fields: Mapping[str, Any], name: str = "this checkpoint") ->
             rope_parameters={"rope_type": "default", "rope_theta": float(fields["rope_theta"])},
             use_cache=False,
             bos_token_id=fields.get("bos_token_id"),
-            dtype=fields.get("dtype", fields.get("torch_dtype")),
         )
         config.mask_token_id = fields["mask_token_id"]
     except KeyError as error:

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig
 
 from twinrun.errors import CheckpointError, UnsupportedModelError
 
@@ -97,8 +96,14 @@ def to_llada_names(names: Iterable[str], group: int = 1) -> dict[str, str]:
 
 def llama_names(config: LlamaConfig) -> list[str]:
     """Every tensor that a LLaDA of this config has, by its name in a Llama."""
-    blocks = [f"model.layers.{i}.{part}.weight" for i in range(config.num_hidden_layers) for part in _IN_BLOCK.values()]
-    return blocks + [name for name in _TOP.values() if name != "lm_head.weight" or not config.tie_word_embeddings]
+    blocks = [
+        f"model.layers.{i}.{part}.weight"
+        for i in range(config.num_hidden_layers)
+        for part in _IN_BLOCK.values()
+    ]
+    return blocks + [
+        name for name in _TOP.values() if name != "lm_head.weight" or not config.tie_word_embeddings
+    ]
 
 
 def to_llama_config(fields: Mapping[str, Any], name: str = "this checkpoint") -> LlamaConfig:
@@ -139,7 +144,6 @@ def to_llama_config(fields: Mapping[str, Any], name: str = "this checkpoint") ->
             bos_token_id=None,
             eos_token_id=fields["eos_token_id"],
             pad_token_id=fields["pad_token_id"],
-            dtype=fields.get("dtype", fields.get("torch_dtype")),
         )
         config.mask_token_id = fields["mask_token_id"]
         config.rope_full_precision = fields["rope_full_precision"]

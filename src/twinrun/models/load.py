@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ from twinrun.errors import (
     UnsupportedModelError,
     near_names,
 )
+from twinrun.models.bidirectional import is_translated
 from twinrun.models.builtin_names import builtin_folder, builtin_names
-from twinrun.models.bidirectional import is_translated, looks_both_ways, read_tokenizer, read_translated
 from twinrun.models.checkpoint import check_finite, check_fits, check_folder
 from twinrun.models.hub import check_reachable
 from twinrun.models.memory import refuse_oversize, weight_bytes
@@ -165,6 +164,7 @@ def _from_pretrained(
     from transformers import AutoModelForCausalLM, PreTrainedConfig
 
     import twinrun.models.gpt  # noqa: F401  registers our own architecture with the Auto classes
+    from twinrun.models.translate import looks_both_ways, read_tokenizer, read_translated
 
     extra: dict[str, Any] = {"attn_implementation": attention} if attention else {}
     revision = {key: value for key, value in options.items() if key != "trust_remote_code"}

@@ -138,7 +138,7 @@ class Model:
 
     @property
     def mask_id(self) -> int | None:
-        """Id of the mask token of a masked-diffusion model, from its config or its tokenizer; None if neither has one."""
+        """Id of the mask token of a masked-diffusion model, from config or tokenizer; None if neither has one."""
         for holder in (self.config, self.tokenizer):
             value = getattr(holder, "mask_token_id", None)
             if isinstance(value, int) and 0 <= value < self.vocab_size:

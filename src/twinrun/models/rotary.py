@@ -25,7 +25,7 @@ from twinrun.errors import ConfigError
 _PREFIX = "full_rotary_"
 
 
-class FullRotary(LlamaRotaryEmbedding):  # type: ignore[misc]
+class FullRotary(LlamaRotaryEmbedding):
     """Llama's rotary table whose cosines and sines are float32 at least, whatever the hidden states are."""
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,16 +38,20 @@ class FullRotary(LlamaRotaryEmbedding):  # type: ignore[misc]
 def rounded(attend: Callable[..., Any]) -> Callable[..., Any]:
     """`attend`, a transformers attention function, on queries and keys rounded to the precision of the values."""
 
-    def forward(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any) -> Any:
+    def forward(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any
+    ) -> Any:
         return attend(module, query.to(value.dtype), key.to(value.dtype), value, mask, **kw)
 
     return forward
 
 
-_ATTEND = {"sdpa": AttentionInterface()["sdpa"], "eager": eager_attention_forward}
+_KNOWN: Any = AttentionInterface
+_MASKS: Any = AttentionMaskInterface
+_ATTEND = {"sdpa": _KNOWN()["sdpa"], "eager": eager_attention_forward}
 for _name, _attend in _ATTEND.items():
-    AttentionInterface.register(_PREFIX + _name, rounded(_attend))
-    AttentionMaskInterface.register(_PREFIX + _name, AttentionMaskInterface()[_name])
+    _KNOWN.register(_PREFIX + _name, rounded(_attend))
+    _MASKS.register(_PREFIX + _name, _MASKS()[_name])
 
 
 def full_rotary_name(attention: str | None) -> str:
@@ -69,7 +73,7 @@ def full_rotary_name(attention: str | None) -> str:
 
 
 def attention_kind(config: Any) -> str | None:
-    """transformers' name of a model's attention, the rounding of queries and keys left aside.
+    """Transformers' name of a model's attention, the rounding of queries and keys left aside.
 
     Example:
         >>> from types import SimpleNamespace

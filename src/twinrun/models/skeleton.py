@@ -11,18 +11,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, QuantizedCache, StaticCache
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DynamicCache,
+    PreTrainedConfig,
+    QuantizedCache,
+    StaticCache,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging as hf_logging
 
 import twinrun.models.gpt  # noqa: F401  registers our own architecture with the Auto classes
-from twinrun.errors import CheckpointError, ConfigError, UnsupportedModelError
+from twinrun.errors import CheckpointError, ConfigError, TwinrunError, UnsupportedModelError
+from twinrun.models.bidirectional import is_translated
 from twinrun.models.hub import check_reachable
 from twinrun.models.layout import Layout
 from twinrun.models.load import explain, local_folder
 from twinrun.models.memory import Stored
 from twinrun.models.model import Model
 from twinrun.models.tail import Tail, text_config
+from twinrun.models.translate import translated
 from twinrun.numerics.precision import parse_dtype
 
 _DECODERS = ("CausalLM", "LMHead", "ConditionalGeneration")
@@ -59,7 +68,12 @@ def read_config(
         check_reachable(name, revision)
     options = {"trust_remote_code": trust_remote_code, "revision": revision or "main"}
     try:
+        fields, _ = PreTrainedConfig.get_config_dict(place or name, revision=revision or "main")
+        if is_translated(fields):
+            return translated(fields, name), name
         return AutoConfig.from_pretrained(place or name, **options), name
+    except TwinrunError:
+        raise
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise explain(error, name, local=bool(place)) from error
 

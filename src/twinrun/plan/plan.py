@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from twinrun.errors import ConfigError, MissingBackendError, near_names
+from twinrun.models.bidirectional import refuse_bidirectional
 from twinrun.models.memory import free_bytes
 from twinrun.models.model import Model
 from twinrun.models.skeleton import build
@@ -68,6 +69,7 @@ def plan_memory(
         )
     place, room, room_from = _room(device, memory)
     model = build(source, dtype=dtype, attention=attention)
+    refuse_bidirectional(model.config, model.name)
     predictor = Predictor(model, place)
     logits = tuple(_logits_plan(predictor, name, request, room) for name in POLICIES)
     kinds = [kind for kind in KINDS if usable(kind, predictor, place)]
