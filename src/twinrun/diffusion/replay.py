@@ -111,7 +111,7 @@ def replay(runner: Diffusion, state: Any, recorded: Mapping[int, int], row: int,
         runner: of the model that made the record.
         state: what `save_state` gave, or the fields of `state_of_canvas`.
         recorded: commits in the record.
-        row: of the saved canvas.
+        row: of the batch.
         **settings: fields of `DiffusionSettings`.
 
     Raises:
@@ -123,7 +123,7 @@ def replay(runner: Diffusion, state: Any, recorded: Mapping[int, int], row: int,
             raise ConfigError(
                 f"unknown setting {name!r}; a replay changes {', '.join(known)}.{near_names(name, known)}"
             )
-    saved: State = state if "canvas.ids" in state else state_of_canvas(**state)
+    saved, row = _found(state, row)
     with torch.inference_mode():
         before = run_saved(runner, saved, runner.settings, row)
         after = run_saved(runner, saved, replace(runner.settings, **settings), row)
@@ -145,7 +145,7 @@ def rounding(runner: Diffusion, state: Any, row: int) -> float:
 
     Cost: two full forwards, one of them raised.
     """
-    saved: State = state if "canvas.ids" in state else state_of_canvas(**state)
+    saved, row = _found(state, row)
     plain = replace(runner.settings, cache="none", refresh_every=None, skip=None)
     with torch.inference_mode():
         low = run_saved(runner, saved, plain, row).logits.float().softmax(-1)
@@ -153,6 +153,12 @@ def rounding(runner: Diffusion, state: Any, row: int) -> float:
             up = run_saved(runner, saved, plain, row).logits.softmax(-1)
     top = low.argmax(-1, keepdim=True)
     return float((low.double() - up.double()).gather(1, top).abs().max()) if len(top) else 0.0
+
+
+def _found(state: Any, row: int) -> tuple[State, int]:
+    """The state as tensors, and where the row of the batch stands in its canvas."""
+    saved: State = state if "canvas.ids" in state else state_of_canvas(**state, row=row)
+    return saved, saved["rows"].tolist().index(row)
 
 
 def _padding(state: Mapping[str, Tensor], row: int) -> int:

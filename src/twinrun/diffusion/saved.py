@@ -1,6 +1,7 @@
 """Everything that one step depends on, as plain tensors by name, and the way back.
 
-Names: `canvas.*` (tokens, positions, mask, open, start), `block` (columns and number of the step inside it), `board.*`
+Names: `canvas.*` (tokens, positions, mask, open, start), `block` (columns and number of the step inside it), `rows` (which
+prompts of the batch), `board.*`
 (newest proposals), `keys.N` and `values.N` (slots of layer N), `forward.*` (what a skip policy remembers).
 """
 
@@ -33,6 +34,7 @@ def save_state(before: Before) -> State:
         "canvas.positions": canvas.positions,
         "canvas.open": canvas.open,
         "canvas.start": torch.tensor(canvas.start),
+        "rows": torch.tensor(list(before.rows)),
         "block": torch.tensor([before.columns.start, before.columns.stop, before.step]),
         "board.tokens": board.tokens,
         "board.confidence": board.confidence,
@@ -48,18 +50,19 @@ def save_state(before: Before) -> State:
 
 
 def state_of_canvas(
-    ids: list[int], *, start: int, open: list[bool], block: list[int], block_step: int
+    ids: list[int], *, start: int, open: list[bool], block: list[int], block_step: int, row: int = 0
 ) -> State:
     """State in front of a full forward of one unpadded row: the canvas is all there is to it."""
-    row = torch.tensor([ids])
+    canvas = torch.tensor([ids])
     chosen = torch.zeros(1, block[1] - block[0], dtype=torch.bool)
     return {
-        "canvas.ids": row,
+        "canvas.ids": canvas,
         "canvas.positions": torch.arange(len(ids))[None],
         "canvas.open": torch.tensor([open]),
         "canvas.start": torch.tensor(start),
+        "rows": torch.tensor([row]),
         "block": torch.tensor([*block, block_step]),
-        "board.tokens": row[:, block[0] : block[1]].clone(),
+        "board.tokens": canvas[:, block[0] : block[1]].clone(),
         "board.confidence": torch.full(chosen.shape, torch.nan, dtype=torch.float64),
         "board.chosen": chosen,
     }

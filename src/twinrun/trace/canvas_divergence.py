@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -76,9 +77,7 @@ def first_canvas_divergence(
             position=at,
             sentence=f"the prompts part at token {at}: id {a} against id {b}",
         )
-    allowed = 2 * max(noise or 0.0, FLOOR)
     first_error: CanvasStep | None = None
-    largest = 0.0
     for ours, theirs in zip(reference.steps, candidate.steps, strict=False):
         found = _identity(ours, theirs)
         if found is not None:
@@ -86,10 +85,10 @@ def first_canvas_divergence(
         error, where = _error(ours, theirs)
         if ours.commits != theirs.commits:
             return _parted(reference, candidate, ours, theirs, noise, first_error)
-        if error > allowed and first_error is None:
-            first_error, largest = theirs, error
+        if error > _allowed(ours, noise) and first_error is None:
+            first_error = theirs
             if not candidate.approximates and not reference.approximates:
-                return _numeric(theirs, where, largest, noise)
+                return _numeric(theirs, where, error, noise)
     if len(reference.steps) != len(candidate.steps):
         return _ended(reference, candidate)
     return None
@@ -118,6 +117,15 @@ def _identity(ours: CanvasStep, theirs: CanvasStep) -> CanvasDivergence | None:
     return None
 
 
+def _allowed(ours: CanvasStep, noise: float | None) -> float:
+    """How far rounding may take two sides apart: the reference's own error, and twice that for the candidate.
+
+    Over few positions the largest error of one side says little about that of another, as in a verdict.
+    """
+    count = max(1, len(ours.sure))
+    return max(noise or 0.0, FLOOR) * (1 + 2 * (1 + 5 / math.sqrt(count)))
+
+
 def _error(ours: CanvasStep, theirs: CanvasStep) -> tuple[float, int | None]:
     """Largest difference of probabilities over the positions open in both, and where; 1 where the proposals differ."""
     a, b = ours.sure, theirs.sure
@@ -138,7 +146,7 @@ def _parted(
     first_error: CanvasStep | None,
 ) -> CanvasDivergence:
     """Other commits: because of the numbers, by a hair, or because of the rule."""
-    allowed = 2 * max(noise or 0.0, FLOOR)
+    allowed = _allowed(ours, noise)
     error, _ = _error(ours, theirs)
     a, b = ours.commits, theirs.commits
     odd = sorted(p for p in a.keys() | b.keys() if a.get(p) != b.get(p))

@@ -79,15 +79,22 @@ def trace_canvas(
     return found
 
 
+NOISES = 8
+"""Steps in which the rounding of the reference is measured at most."""
+
+
 def explain(found: CanvasTrace) -> None:
     """Fill in findings, noise and the first divergence; runs a few steps again, one precision up for the noise."""
+    noises, asked = [_noise(found, 0)], {0}
+    found.noise = noises[0]
     found.check()
     told = found.first_divergence
-    places = {0} if told is None or told.step is None else {0, told.step}
-    noises = [_noise(found, step) for step in places if step < len(found.reference.steps)]
-    known = [noise for noise in noises if noise is not None]
-    found.noise = max(known) if known else None
-    found.check()
+    while told is not None and told.step is not None and told.step not in asked and len(asked) < NOISES:
+        asked.add(told.step)
+        noises.append(_noise(found, told.step))
+        found.noise = max((noise for noise in noises if noise is not None), default=None)
+        found.check()
+        told = found.first_divergence
     for who, runner in found.runners.items():
         keys = check_keys(getattr(found, who), runner)
         if keys is not None:
@@ -97,6 +104,8 @@ def explain(found: CanvasTrace) -> None:
 def _noise(found: CanvasTrace, step: int) -> float | None:
     """Rounding error of the reference's probabilities in a full forward; None for any other step."""
     runner = found.runners["reference"]
+    if step >= len(found.reference.steps):
+        return None
     if not found.reference.steps[step].full or runner.can_raise() is not None:
         return None
     return float(runner.rounding(state_of(found.reference, step)))
