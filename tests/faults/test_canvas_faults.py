@@ -19,7 +19,7 @@ WORDS = {
     "skip-compares-rows": "step 1 of block 0 compares position 0 with position 19",
     "skip-block-local-positions": "hands the layers from 2 on the rotary table of position",
     "skip-early-states-to-head": "which have passed 2 layers only; they compete in the commit",
-    "skip-keys-rotated-twice": "values 0): they are rotated twice",
+    "skip-keys-rotated-twice": "): they are rotated twice",
     "skip-first-row-decides": "the decision is not its own",
     "mask-id-committed": "commits the mask id 319 at position",
     "prompt-mask-overwritten": "commits a token at position 7, which is a mask in the prompt",
@@ -70,20 +70,18 @@ def test_the_same_run_without_a_fault_raises_no_alarm(runner: str, family: str, 
 def test_the_shapes_of_the_casebook_are_named_in_every_block() -> None:
     """Hidden states [1, 147, d] of the canvas against [1, 32, d] of a block: a prompt of 19 and 128 new tokens."""
     fault = get_fault("skip-compares-rows")
-    candidate = tr.Diffusion(model("llada"), cache="dual", skip=tr.TokenSkip(layer_k=2, threshold=0.999))
+    skip = tr.TokenSkip(layer_k=2, threshold=0.999)
     plain = tr.Diffusion(model("llada"), commit=tr.Quota(4))
-    named = {"settings": candidate.settings}
-    assert named["settings"].block_length == 32
-    candidate = tr.Diffusion(
-        model("llada"), cache="dual", commit=tr.Quota(4), skip=tr.TokenSkip(layer_k=2, threshold=0.999)
-    )
+    candidate = tr.Diffusion(model("llada"), cache="dual", commit=tr.Quota(4), skip=skip)
     with fault.planted(candidate):
         found = tr.trace(plain, candidate, suite_prompt(model("llada")), max_new_tokens=128, early_stop=False)
     first = [f for f in found.findings if f.where == "skip decision" and f.block_step == 1]
     assert [f.block for f in first] == [0, 1, 2, 3]
     for finding in first:
         begin = 19 + 32 * finding.block
-        assert f"step 1 of block {finding.block} compares position 0 with position {begin} " in finding.sentence
+        assert (
+            f"step 1 of block {finding.block} compares position 0 with position {begin} " in finding.sentence
+        )
         assert "row j of [1, 147, d] (step 0) against row j of [1, 32, d]" in finding.sentence
         assert f"32 of 32 tokens meet the states of another position, all {begin} apart" in finding.sentence
     assert found.blame.where == "skip decision"
@@ -96,8 +94,9 @@ def test_the_right_decision_is_seen_beside_the_wrong_one() -> None:
     step = found.candidate.steps[1]
     assert step.skips is not None
     assert step.skips.mean is not None
-    right = step.cosines[1].tolist()
-    assert min(right) > 0.9 > max(step.skips.mean)
+    still = [i for i, changed in enumerate(step.skips.changed) if not changed]
+    assert len(still) == 15
+    assert min(step.cosines[1][still].tolist()) > 0.99 > 0.9 > max(step.skips.mean[i] for i in still)
     sound = trace_clean(model("llada"), "diffusion:dual+skip").candidate.steps[1]
     assert sound.skips is not None
     assert sound.skips.mean == pytest.approx(sound.cosines[1].tolist(), abs=1e-6)
@@ -108,9 +107,14 @@ def test_planting_leaves_nothing_behind(name: str) -> None:
     fault = get_fault(name)
     runner = candidate_for(fault, model("llada"))
     prompt = suite_prompt(runner.model)
-    right, attributes, before = runner.generate(prompt, 16), dict(vars(runner)), fingerprint(runner.model.core)
-    with pytest.raises(KeyError), fault.planted(runner):
+    right, attributes, before = (
+        runner.generate(prompt, 16),
+        dict(vars(runner)),
+        fingerprint(runner.model.core),
+    )
+    with fault.planted(runner):
         runner.generate(prompt, 16)
+    with pytest.raises(KeyError), fault.planted(runner):
         raise KeyError
     assert fingerprint(runner.model.core) == before
     assert vars(runner) == attributes

@@ -167,7 +167,9 @@ def _padding(state: Mapping[str, Tensor], row: int) -> int:
     return 0 if mask is None else int(mask[row].flatten().int().argmax())
 
 
-def run_saved(runner: Diffusion, state: Mapping[str, Tensor], settings: DiffusionSettings, row: int) -> Output:
+def run_saved(
+    runner: Diffusion, state: Mapping[str, Tensor], settings: DiffusionSettings, row: int
+) -> Output:
     """Run a step from a saved state, all rows of it; `row` is reported.
 
     Raises:

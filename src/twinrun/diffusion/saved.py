@@ -127,4 +127,3 @@ def _remembered(forward: BlockForward) -> State:
         elif isinstance(value, dict):
             found |= {f"{name}.{key}": t for key, t in value.items() if isinstance(t, Tensor)}
     return found
-

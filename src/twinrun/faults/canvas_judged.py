@@ -12,7 +12,9 @@ from twinrun.trace.canvas_run import trace_canvas
 from twinrun.trace.canvas_trace import CanvasTrace
 
 
-def trace_fault(fault: Fault, model: Model, runner: str | None = None, *, tokens: int = TOKENS) -> CanvasTrace:
+def trace_fault(
+    fault: Fault, model: Model, runner: str | None = None, *, tokens: int = TOKENS
+) -> CanvasTrace:
     """Trace a plain run against one with the fault."""
     candidate = candidate_for(fault, model, runner)
     reference = plain_side(candidate, model)

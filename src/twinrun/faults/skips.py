@@ -162,7 +162,9 @@ class _Rotating(Slots):
         self.__dict__.update(vars(slots))
         self._rotary = rotary
 
-    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
         cos, sin = (t[:, None].to(keys.dtype) for t in self._rotary)
         half = keys.shape[-1] // 2
         turned = torch.cat([-keys[..., half:], keys[..., :half]], dim=-1)

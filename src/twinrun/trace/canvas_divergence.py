@@ -99,14 +99,14 @@ def _identity(ours: CanvasStep, theirs: CanvasStep) -> CanvasDivergence | None:
     here: dict[str, Any] = {"step": theirs.step, "block": theirs.block, "block_step": theirs.block_step}
     name = f"step {theirs.block_step} of block {theirs.block}"
     if ours.positions != theirs.positions:
-        a, b = ((s.positions[0], s.positions[-1]) for s in (ours, theirs))
-        text = f"{name} fills in positions {b[0]} to {b[1]}, the reference {a[0]} to {a[1]}: other blocks"
-        return CanvasDivergence(kind="positions", sentence=text, position=b[0], **here)
+        (first, last), (begin, end) = ((s.positions[0], s.positions[-1]) for s in (ours, theirs))
+        text = f"{name} fills in positions {begin} to {end}, the reference {first} to {last}: other blocks"
+        return CanvasDivergence(kind="positions", sentence=text, position=begin, **here)
     if (ours.ids, ours.open) != (theirs.ids, theirs.open):
         pairs = zip(ours.positions, ours.ids, theirs.ids, ours.open, theirs.open, strict=True)
-        p, a, b = next((p, a, b) for p, a, b, c, d in pairs if (a, c) != (b, d))
-        text = f"in front of {name} position {p} holds id {b}, the reference has {a}: not the same canvas"
-        return CanvasDivergence(kind="canvas ids", sentence=text, position=p, **here)
+        place, right, wrong = next((p, a, b) for p, a, b, c, d in pairs if (a, c) != (b, d))
+        text = f"in front of {name} position {place} holds id {wrong}, the reference has {right}: not the same canvas"
+        return CanvasDivergence(kind="canvas ids", sentence=text, position=place, **here)
     for given, right in zip(theirs.handed, theirs.computed, strict=False):
         if given != right:
             text = f"{name} is handed the rotary table of position {given} for the token at {right}"

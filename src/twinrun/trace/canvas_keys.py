@@ -35,16 +35,15 @@ def check_keys(side: CanvasSide, runner: Any) -> Finding | None:
     if not at or again.before.slots is None or again.after.slots is None:
         return None
     places = torch.tensor(again.columns_of(at))
-    both = [(o.slots.keys(layer)[again.row], o.slots.values(layer)[again.row]) for o in (again.before, again.after)]
+    both = [
+        (o.slots.keys(layer)[again.row], o.slots.values(layer)[again.row])
+        for o in (again.before, again.after)
+    ]
     keys, values = (_apart(both[0][i][:, places], both[1][i][:, places]) for i in (0, 1))
     if keys <= FAR:
         return None
     twice = _rotated(both[1][0][:, places], *(t[at] for t in runner.rotary_tables(side.width)))
-    why = (
-        ": they are rotated twice"
-        if _apart(both[0][0][:, places], twice) <= FAR
-        else ""
-    )
+    why = ": they are rotated twice" if _apart(both[0][0][:, places], twice) <= FAR else ""
     return Finding(
         where="keys",
         sentence=f"step {step.block_step} of block {step.block} stores other keys in layer {layer} than the same step "

@@ -199,5 +199,3 @@ def _listed(values: Tensor | None) -> list[float | None] | None:
     if values is None:
         return None
     return [value if math.isfinite(value) else None for value in values.double().tolist()]
-
-

@@ -63,13 +63,13 @@ def trace_canvas(
         env=environment(),
         runners=dict(zip(SIDES, (reference, candidate), strict=True)),
     )
-    for who, side in found.runners.items():
-        setattr(found, who, _side(who, side, prompt, max_new_tokens))
-    for who, side in found.runners.items():
-        record: CanvasSide = getattr(found, who)
+    for name, runner in found.runners.items():
+        setattr(found, name, _side(name, runner, prompt, max_new_tokens))
+    for name, runner in found.runners.items():
+        record: CanvasSide = getattr(found, name)
         if out is not None:
             write_json(Path(out) / META, {**found.about(), "schema": CANVAS_SCHEMA, "complete": False})
-        _run(side, record, found, out, on_progress, sampling)
+        _run(runner, record, found, out, on_progress, sampling)
     found.pieces = _pieces(reference, found)
     found.complete = True
     explain(found)

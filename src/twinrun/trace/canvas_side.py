@@ -55,7 +55,7 @@ class CanvasSide:
     @property
     def approximates(self) -> bool:
         """Whether the runner reuses what a changed canvas would change: then its numbers differ by design."""
-        return self.settings.get("cache", "none") != "none"
+        return bool(self.settings.get("cache", "none") != "none")
 
     def canvases(self) -> Iterator[list[int]]:
         """Tokens of the whole canvas in front of each step, and behind the last; rebuilt from what was committed.

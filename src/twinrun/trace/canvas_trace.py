@@ -133,7 +133,10 @@ class CanvasTrace:
 
     def about(self) -> dict[str, Any]:
         """Everything but the steps, as plain JSON types."""
-        told, names = self.first_divergence, ("model", "dtype", "level", "settings", "env", "seconds", "noise")
+        told, names = (
+            self.first_divergence,
+            ("model", "dtype", "level", "settings", "env", "seconds", "noise"),
+        )
         return {
             **{name: getattr(self, name) for name in names},
             "sides": {side.who: side.about() for side in self.sides if side.runner},
@@ -156,9 +159,7 @@ class CanvasTrace:
             with closing(Journal(place / side.who)) as journal:
                 for step in side.steps:
                     journal.add(step)
-        write_json(
-            place / META, {**self.about(), "schema": CANVAS_SCHEMA, "complete": self.complete}
-        )
+        write_json(place / META, {**self.about(), "schema": CANVAS_SCHEMA, "complete": self.complete})
         return place
 
     @classmethod

@@ -20,7 +20,9 @@ def read_meta(place: Path, schema: str) -> dict[str, Any]:
     found = _parsed(place)
     if not isinstance(found, dict) or found.get("schema") != schema:
         kind = found.get("schema") if isinstance(found, dict) else type(found).__name__
-        raise TraceError(f"{place / META} is {kind!r}, not {schema!r}; read it with the version that wrote it")
+        raise TraceError(
+            f"{place / META} is {kind!r}, not {schema!r}; read it with the version that wrote it"
+        )
     return found
 
 

@@ -19,7 +19,6 @@ from torch import Tensor
 from twinrun.errors import TraceError
 from twinrun.trace.journal import CHECKSUMS, Recorded
 
-
 Step = TypeVar("Step", bound=Recorded)
 Read = Callable[[dict[str, Any]], Step]
 """Makes a step of what its `to_json` wrote."""

@@ -149,4 +149,3 @@ def _repair(found: Trace) -> None:
         side.tokens = side.tokens or [row.token for row in rows if row.token is not None]
     if found.candidate.steps:
         found.first_divergence = first_divergence(found.reference, found.candidate, {}, None)
-

@@ -15,8 +15,8 @@ from twinrun.trace.canvas_run import is_diffusion, trace_canvas
 from twinrun.trace.canvas_trace import CanvasTrace
 from twinrun.trace.identity import identity
 from twinrun.trace.journal import Journal
-from twinrun.trace.numbers import analyse
 from twinrun.trace.meta import META
+from twinrun.trace.numbers import analyse
 from twinrun.trace.record import SCHEMA, Trace
 from twinrun.trace.recorder import LEVELS, Level, Recorder, tracing
 from twinrun.trace.side import Side
@@ -79,9 +79,7 @@ def trace(
         if forced is not False:
             raise ConfigError("forced=... is for runs from left to right; a canvas is traced free")
         free: dict[str, Any] = {"out": out, "on_progress": on_progress, **sampling}
-        return trace_canvas(
-            reference, candidate, prompt, max_new_tokens=max_new_tokens, level=level, **free
-        )
+        return trace_canvas(reference, candidate, prompt, max_new_tokens=max_new_tokens, level=level, **free)
     began = time.perf_counter()
     mode: Literal["free", "forced"] = "free" if forced is False else "forced"
     found = Trace(
