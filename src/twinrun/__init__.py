@@ -22,6 +22,7 @@ _EXPORTS = {
     "Factor": "twinrun.diffusion.commit",
     "TokenSkip": "twinrun.diffusion.skip",
     "ImportanceSkip": "twinrun.diffusion.importance",
+    "SuffixWindow": "twinrun.diffusion.suffix",
     "Sampling": "twinrun.runners.sampling",
     "Scores": "twinrun.records.scores",
     "Run": "twinrun.records.run",
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from twinrun.diffusion.diffusion import Diffusion as Diffusion
     from twinrun.diffusion.importance import ImportanceSkip as ImportanceSkip
     from twinrun.diffusion.skip import TokenSkip as TokenSkip
+    from twinrun.diffusion.suffix import SuffixWindow as SuffixWindow
     from twinrun.models.load import load as load
     from twinrun.models.model import Model as Model
     from twinrun.numerics.logits_policy import LogitsPolicy as LogitsPolicy

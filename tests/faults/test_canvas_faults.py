@@ -22,7 +22,7 @@ WORDS = {
     "skip-keys-rotated-twice": "): they are rotated twice",
     "skip-first-row-decides": "the decision is not its own",
     "mask-id-committed": "commits the mask id 319 at position",
-    "prompt-mask-overwritten": "commits a token at position 7, which is a mask in the prompt",
+    "prompt-mask-overwritten": "commits a token at position 7, a mask in the prompt",
     "factor-off-by-one": "not the numbers, but the rule or the schedule chooses otherwise (Factor(f=1.0) on both",
     "canvas-padding-attended": "attend to 59 slots where the row has 51 tokens: padding is attended to",
 }

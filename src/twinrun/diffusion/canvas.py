@@ -89,6 +89,17 @@ class Canvas:
         self.ids[row, column:] = token
         self.open[row] = False
 
+    def columns(self, keep: Tensor) -> Canvas:
+        """Return a canvas of some columns, ascending `[columns]` int64, in memory of its own; positions stay."""
+        at = keep.to(self.ids.device)
+        return Canvas(
+            ids=self.ids[:, at],
+            positions=self.positions[:, at],
+            mask=None if self.mask is None else self.mask[..., at],
+            open=self.open[:, at],
+            start=self.start,
+        )
+
     def rows(self, keep: Sequence[int]) -> Canvas:
         """Return a canvas of some rows, in memory of its own."""
         at = torch.tensor(list(keep), device=self.ids.device)

@@ -95,14 +95,13 @@ class Decode:
             chosen = self.chooser.choose(board, open, counts, step=step, size=size)
             if self.probe is not None:
                 self._look_after(feed, passed, layers or [], at, chosen)
-            self.canvas.commit(block, chosen, board.tokens)
-            board.chosen = chosen
+            self.passes.commit(chosen, board.tokens)
             host, tokens, confidence = to_host(board, chosen)
             known.commit(host, tokens)
             for row, column in known.ended(self._ends):
                 self.finish[self.rows[row]] = "eos"
                 known.open[row] = False
-                self.canvas.close(row, block.start + column + 1, int(known.text[row, column]))
+                self.passes.close(row, block.start + column + 1, int(known.text[row, column]))
             committed = known.committed(host, confidence)
             record = self._record(number, step, feed, passed, committed, began)
             self.steps.append(record)
@@ -160,7 +159,7 @@ class Decode:
                 step=step,
                 full=passes.is_full(step),
                 rows=tuple(self.rows),
-                canvas=self.canvas,
+                canvas=passes.canvas,
                 columns=passes.block,
                 board=passes.board,
                 slots=passes.slots,

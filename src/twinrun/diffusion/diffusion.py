@@ -44,7 +44,7 @@ class Diffusion(ModelScorer):
     Args:
         model: what `twinrun.load` returns: a masked-diffusion model.
         **settings: fields of `DiffusionSettings`: block_length (32), commit (`Quota()`, `Threshold(p)`, `Factor(f)`),
-            cache ("none", "prefix", "dual"), refresh_every, remasking, skip.
+            cache ("none", "prefix", "dual"), refresh_every, remasking, skip, delay, suffix_window.
 
     Raises:
         UnsupportedModelError: a causal model, or one that cannot be run piece by piece.

@@ -9,9 +9,11 @@ would be proposed from a state in which nothing was decided.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from twinrun.diffusion.canvas import Canvas
+from twinrun.diffusion.delay import DelayedCache
 from twinrun.diffusion.feed import Board, Feed
 from twinrun.diffusion.forward import AllTokens, BlockForward, Passed, run_layers
 from twinrun.diffusion.settings import DiffusionSettings
@@ -24,14 +26,16 @@ class Passes:
     Attributes:
         full: full forwards so far.
         partial: forwards over a part of the canvas so far.
-        block: columns of the current block.
+        canvas: what the forwards see: the whole canvas, or the columns that suffix dropout has left of it.
+        block: columns of the current block, the same in both.
         slots: keys and values of the canvas; None without a cache.
     """
 
     def __init__(self, parts: Parts, settings: DiffusionSettings, *, lead: int = 0) -> None:
         """Start a run. `lead` is 1 for a model with shifted logits."""
         self._parts, self._settings, self.lead = parts, settings, lead
-        self.forward: BlockForward = settings.skip.start(parts) if settings.skip else AllTokens(parts)
+        policy = settings.skip or (DelayedCache() if settings.delay else None)
+        self.forward: BlockForward = policy.start(parts) if policy else AllTokens(parts)
         self.full = self.partial = 0
 
     @property
@@ -41,14 +45,39 @@ class Passes:
 
     def begin(self, canvas: Canvas, block: slice) -> Board:
         """Begin a block of a canvas; nothing of the block before is used again."""
-        is_new = getattr(self, "canvas", None) is not canvas
-        self.canvas, self.block = canvas, block
+        seen = self._thinned(canvas, block)
+        is_new = getattr(self, "canvas", None) is not seen
+        self.canvas, self.block, self._whole = seen, block, canvas
         if is_new:
-            self._rotary = self._parts.rotary(self._parts.embed(canvas.ids[:, :1]), canvas.positions)
-            self.slots = None if self._settings.cache == "none" else Slots(canvas.width)
+            self._rotary = self._parts.rotary(self._parts.embed(seen.ids[:, :1]), seen.positions)
+            self.slots = None if self._settings.cache == "none" else Slots(seen.width)
         self.forward.begin()
-        self.board = Board.of(canvas, block)
+        self.board = Board.of(seen, block)
         return self.board
+
+    def _thinned(self, canvas: Canvas, block: slice) -> Canvas:
+        """The columns that take part: all, or some of those behind the block are left out."""
+        window = self._settings.suffix_window
+        if window is None:
+            return canvas
+        kept = torch.ones(canvas.width, dtype=torch.bool)
+        number = (block.start - canvas.start) // self._settings.block_length
+        kept[block.stop :] = window.keep(canvas.width - block.stop, number)
+        return canvas.columns(kept.nonzero()[:, 0])
+
+    def commit(self, chosen: Tensor, tokens: Tensor) -> None:
+        """Write `tokens` where `chosen`, both `[rows, block]`, and close these positions."""
+        self.board.chosen = chosen
+        for canvas in self._canvases():
+            canvas.commit(self.block, chosen, tokens)
+
+    def close(self, row: int, column: int, token: int) -> None:
+        """Fill a row from canvas column `column` on with `token`; the column lies in the block or next to it."""
+        for canvas in self._canvases():
+            canvas.close(row, column, token)
+
+    def _canvases(self) -> list[Canvas]:
+        return [self.canvas] if self.canvas is self._whole else [self.canvas, self._whole]
 
     def is_full(self, step: int) -> bool:
         """Whether a step of a block is a full forward."""

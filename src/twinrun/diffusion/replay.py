@@ -99,8 +99,8 @@ class Replay:
             else f"as it was it commits {_listed(self.before)}, so {_listed(self.after)}"
         )
         return (
-            f"with {what}: {many if any(skipped) else ''}KL mean {self.kl_mean:.2g}, worst {self.kl_max:.2g} nats; top token the same at "
-            f"{100 * self.top1_agreement:.0f} %; {commits}"
+            f"with {what}: {many if any(skipped) else ''}KL mean {self.kl_mean:.2g}, worst {self.kl_max:.2g} nats; "
+            f"top token the same at {100 * self.top1_agreement:.0f} %; {commits}"
         )
 
 

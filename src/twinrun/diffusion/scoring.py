@@ -15,7 +15,6 @@ import torch
 from twinrun.diffusion.canvas import Canvas
 from twinrun.diffusion.chooser import Chooser
 from twinrun.diffusion.commit import Quota
-from twinrun.diffusion.feed import Board
 from twinrun.diffusion.passes import Passes
 from twinrun.diffusion.settings import DiffusionSettings
 from twinrun.models.parts import Parts
@@ -63,7 +62,7 @@ def score_rows(
             stop = min(block.stop, first + quota.count(step, size))
             shift = feed.rows.start - block.start
             found.append(parts.normed(passed.hidden[:, first + shift : stop + shift]))
-            _commit(canvas, board, truth, slice(first, stop), block)
+            _commit(passes, truth[:, block.start - canvas.start :], first, stop)
             first = stop
     features = torch.cat(found, dim=1)
     seconds = (time.perf_counter() - began) / len(rows)
@@ -80,10 +79,13 @@ def score_rows(
     ]
 
 
-def _commit(canvas: Canvas, board: Board, truth: torch.Tensor, columns: slice, block: slice) -> None:
-    """Write the text into some columns; the mask behind the end of a row stays what it is."""
-    chosen = torch.zeros_like(board.chosen)
-    chosen[:, columns.start - block.start : columns.stop - block.start] = True
-    board.chosen = chosen & canvas.open[:, block]
-    tokens = truth[:, block.start - canvas.start : block.stop - canvas.start]
-    canvas.commit(block, board.chosen, tokens)
+def _commit(passes: Passes, truth: torch.Tensor, first: int, stop: int) -> None:
+    """Write the text into canvas columns `first` to `stop` of the block; `truth` begins with the block.
+
+    The mask behind the end of a row stays what it is.
+    """
+    block = passes.block
+    chosen = torch.zeros_like(passes.board.chosen)
+    chosen[:, first - block.start : stop - block.start] = True
+    chosen &= passes.canvas.open[:, block]
+    passes.commit(chosen, truth[:, : block.stop - block.start])

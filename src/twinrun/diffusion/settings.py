@@ -7,6 +7,7 @@ from typing import Any
 
 from twinrun.diffusion.commit import Commit, Quota
 from twinrun.diffusion.forward import SkipPolicy
+from twinrun.diffusion.suffix import SuffixWindow
 from twinrun.errors import ConfigError, near_names
 
 CACHES = {
@@ -41,6 +42,13 @@ class DiffusionSettings:
     )
     remasking: str = field(default="low_confidence", metadata={"help": "low_confidence, or random"})
     skip: SkipPolicy | None = field(default=None, metadata={"help": "tokens that skip deeper layers"})
+    delay: bool = field(
+        default=False,
+        metadata={"help": "reuse keys and values of the block's tokens from the step after their commit on"},
+    )
+    suffix_window: SuffixWindow | None = field(
+        default=None, metadata={"help": "leave out most of the masks far behind the block"}
+    )
 
     def __post_init__(self) -> None:
         """Check ranges, names and combinations."""
@@ -82,6 +90,17 @@ class DiffusionSettings:
                     f"skip with cache={self.cache!r}: skipped tokens live on the block's cache; add cache='dual'"
                 )
 
+        if self.delay and (self.cache != "dual" or self.skip is not None):
+            other = f"cache={self.cache!r}" if self.cache != "dual" else f"skip={self.skip!r}"
+            raise ConfigError(
+                f"delay with {other}: it chooses which tokens of a dual cache are computed; use cache='dual' "
+                "and no skip"
+            )
+        if self.suffix_window is not None and not isinstance(self.suffix_window, SuffixWindow):
+            raise ConfigError(
+                f"suffix_window={self.suffix_window!r} is no SuffixWindow; give tr.SuffixWindow(window=...)"
+            )
+
     @property
     def name(self) -> str:
         """Short name for records: "dual", "dual+refresh_every=2", "dual+skip"."""
@@ -90,6 +109,10 @@ class DiffusionSettings:
             parts.append(f"refresh_every={self.refresh_every}")
         if self.skip is not None:
             parts.append("skip")
+        if self.delay:
+            parts.append("delay")
+        if self.suffix_window is not None:
+            parts.append("suffix_window")
         return "+".join(parts)
 
     def to_json(self) -> dict[str, Any]:
@@ -101,6 +124,8 @@ class DiffusionSettings:
             "refresh_every": self.refresh_every,
             "remasking": self.remasking,
             "skip": None if self.skip is None else repr(self.skip),
+            "delay": self.delay,
+            "suffix_window": None if self.suffix_window is None else repr(self.suffix_window),
         }
 
 

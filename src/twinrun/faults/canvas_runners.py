@@ -1,4 +1,4 @@
-"""Diffusion runners that faults are planted in, by name; a batch has a longer prompt beside the one that is followed."""
+"""Diffusion runners that faults are planted in, by name; a batch has a longer prompt beside the one followed."""
 
 from __future__ import annotations
 

@@ -192,7 +192,9 @@ def _canvas(side: CanvasSide, step: CanvasStep, at: str) -> Check:
             break
     asked = [p for p in step.commits if p < start]
     if asked:
-        text = f"{at} commits a token at position {asked[0]}, which is a mask in the prompt: text of the user's, overwritten"
+        text = (
+            f"{at} commits a token at position {asked[0]}, a mask in the prompt, which is text: overwritten"
+        )
         yield "prompt", asked[0], text
     closed = {p for p, is_open in zip(step.positions, step.open, strict=True) if not is_open}
     again = [p for p in step.commits if p in closed]
