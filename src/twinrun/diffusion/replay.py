@@ -178,6 +178,7 @@ def run_saved(
     device = runner.model.device
     canvas = canvas_of(state, device)
     start, stop, number = (int(i) for i in state["block"])
+    settings = replace(settings, suffix_window=None)  # the saved canvas has left out what it leaves out
     passes = Passes(runner.parts, settings, lead=runner.lead)
     passes.begin(canvas, slice(start, stop))
     passes.board = board_of(state, device)

@@ -1,8 +1,8 @@
 """Everything that one step depends on, as plain tensors by name, and the way back.
 
 Names: `canvas.*` (tokens, positions, mask, open, start), `block` (columns and number of the step inside it),
-`rows` (which prompts of the batch), `board.*` (newest proposals), `keys.N` and `values.N` (slots of layer N), `forward.*`
-(what a skip policy remembers).
+`rows` (which prompts of the batch), `board.*` (newest proposals), `keys.N` and `values.N` (slots of layer N),
+`forward.*` (what a skip policy remembers).
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def _checked(side: CanvasSide, step: CanvasStep) -> Check:
     at = f"step {step.block_step} of block {step.block}"
     yield from _compared(side, step, at)
     yield from _positions(step, at)
-    yield from _mask(side, step, at)
+    yield from _mask(step, at)
     yield from _head(step, at)
     yield from _rule(side, step, at)
     yield from _canvas(side, step, at)
@@ -130,13 +130,14 @@ def _positions(step: CanvasStep, at: str) -> Check:
             break
 
 
-def _mask(side: CanvasSide, step: CanvasStep, at: str) -> Check:
-    if step.keys and step.keys != side.width:
+def _mask(step: CanvasStep, at: str) -> Check:
+    right = step.tokens_in_row
+    if step.keys and step.keys != right:
         yield (
             "mask",
             None,
-            f"{at} lets its queries attend to {step.keys} slots where the row has {side.width} tokens: "
-            + ("padding is attended to" if step.keys > side.width else "tokens are hidden from it"),
+            f"{at} lets its queries attend to {step.keys} slots where the row has {right} tokens: "
+            + ("padding is attended to" if step.keys > right else "tokens are hidden from it"),
         )
 
 

@@ -111,7 +111,7 @@ def _identity(ours: CanvasStep, theirs: CanvasStep) -> CanvasDivergence | None:
         if given != right:
             text = f"{name} is handed the rotary table of position {given} for the token at {right}"
             return CanvasDivergence(kind="positions", sentence=text, position=right, **here)
-    if ours.keys and theirs.keys and ours.keys != theirs.keys:
+    if ours.keys and theirs.keys and ours.keys - ours.tokens_in_row != theirs.keys - theirs.tokens_in_row:
         text = f"{name} attends to {theirs.keys} slots, the reference to {ours.keys}"
         return CanvasDivergence(kind="mask", sentence=text, **here)
     return None

@@ -78,7 +78,7 @@ class CanvasRecorder:
         at, calls = state.rows.index(self.row), self.watch.take()
         place = self._own(state.canvas.positions)
         real = self._real(state.canvas, at)
-        fed = [int(p) for p, ok in zip(place[outcome.columns], real[outcome.columns], strict=True) if ok]
+        fed = self._fed(outcome, at, place, real)
         block = slice(state.columns.start, state.columns.stop)
         ids = self._ids[block]
         self._history[state.step] = ids
@@ -101,6 +101,7 @@ class CanvasRecorder:
             handed=self._handed(calls[:1], at, place[outcome.columns], real[outcome.columns]),
             deep=self._handed(calls[-1:], at, place[outcome.columns], real[outcome.columns]),
             read=self._read(outcome, at, place, real),
+            tokens_in_row=sum(real),
             keys=calls[0].keys(at) if calls else 0,
             skips=self._skips(state, outcome, at, calls),
             state=self._state,
@@ -144,6 +145,13 @@ class CanvasRecorder:
         begin = int(canvas.start) - len(self.side.prompt)
         end = int(canvas.start) + self.side.gen_length
         return [begin <= i < end for i in range(int(canvas.width))]
+
+    def _fed(self, outcome: Any, at: int, place: Tensor, real: list[bool]) -> list[int]:
+        """Positions of the row's tokens that entered the first layer."""
+        went = outcome.notes.get("computed")
+        columns = range(outcome.columns.start, outcome.columns.stop)
+        chosen = [True] * len(columns) if went is None else went[at].tolist()
+        return [int(place[c]) for c, yes in zip(columns, chosen, strict=True) if yes and real[c]]
 
     def _handed(self, calls: list[Handed], at: int, place: Tensor, real: list[bool]) -> list[int]:
         """Positions that a layer was handed for this row's tokens."""

@@ -54,8 +54,9 @@ class CanvasSide:
 
     @property
     def approximates(self) -> bool:
-        """Whether the runner reuses what a changed canvas would change: then its numbers differ by design."""
-        return bool(self.settings.get("cache", "none") != "none")
+        """Whether the runner reuses what a changed canvas would change, or leaves masks out: not exact by design."""
+        settings = self.settings
+        return settings.get("cache", "none") != "none" or settings.get("suffix_window") is not None
 
     def canvases(self) -> Iterator[list[int]]:
         """Tokens of the whole canvas in front of each step, and behind the last; rebuilt from what was committed.

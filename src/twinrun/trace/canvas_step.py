@@ -44,6 +44,7 @@ COLUMNS = pa.schema(
         ("deep", INTS),
         ("read", INTS),
         ("keys", pa.int64()),
+        ("tokens_in_row", pa.int64()),
         ("skips", SKIPS),
     ]
 )
@@ -98,6 +99,7 @@ class CanvasStep:
         deep: the same of the last layer.
         read: positions whose hidden states the head was given as new.
         keys: slots that each query may attend to.
+        tokens_in_row: tokens of the row that take part in the step, padding not counted.
         skips: None without a skip policy, or in a full forward.
         cosines: `[layers, positions]` float32, cosine of each compared layer, or None.
         state: tensors by name from which the step can be run again, or None.
@@ -121,6 +123,7 @@ class CanvasStep:
     deep: list[int]
     read: list[int]
     keys: int
+    tokens_in_row: int
     skips: Skips | None
     cosines: Tensor | None = field(default=None, repr=False)
     state: dict[str, Tensor] | None = field(default=None, repr=False)
