@@ -1,4 +1,4 @@
-"""One self-contained HTML page from a trace of two diffusion runs: the canvas filling in, step by step, side by side."""
+"""One self-contained HTML page from a trace of two diffusion runs: the canvas fills in, step by step, side by side."""
 
 from __future__ import annotations
 

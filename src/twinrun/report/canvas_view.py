@@ -47,7 +47,9 @@ def numbers(record: Mapping[str, Any]) -> list[dict[str, str]]:
     """The figures below the headline."""
     sides = [record["sides"][name] for name in SIDES if name in record["sides"]]
     same, count = _same_cells(sides)
-    found = [{"number": f"{same}/{count}", "text": "tokens of the canvas are the same at the end", "state": ""}]
+    found = [
+        {"number": f"{same}/{count}", "text": "tokens of the canvas are the same at the end", "state": ""}
+    ]
     found.append(
         {
             "number": " / ".join(str(len(side["steps"])) for side in sides),
@@ -104,10 +106,15 @@ def step_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def cells(record: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     """The canvas of a side at its end, cut into its blocks."""
-    side, other = record["sides"][name], record["sides"].get("candidate" if name == "reference" else "reference")
+    side, other = (
+        record["sides"][name],
+        record["sides"].get("candidate" if name == "reference" else "reference"),
+    )
     blocks: dict[int, dict[str, Any]] = {}
     for step in side["steps"]:
-        blocks.setdefault(step["begin"], {"block": step["block"], "begin": step["begin"], "size": step["size"]})
+        blocks.setdefault(
+            step["begin"], {"block": step["block"], "begin": step["begin"], "size": step["size"]}
+        )
     found = []
     for begin, block in sorted(blocks.items()):
         at = range(max(0, begin - side["start"]), begin - side["start"] + block["size"])
@@ -151,7 +158,13 @@ def _id(side: Mapping[str, Any], i: int) -> Any:
 
 
 def _interval(low: float, high: float) -> str:
-    return f"below {short(high)}" if low == 0 else f"{short(low)} and up" if high >= 2 else f"{short(low)} to {short(high)}"
+    return (
+        f"below {short(high)}"
+        if low == 0
+        else f"{short(low)} and up"
+        if high >= 2
+        else f"{short(low)} to {short(high)}"
+    )
 
 
 def _row(side: Mapping[str, Any] | None, i: int) -> dict[str, Any] | None:

@@ -16,7 +16,18 @@ def canvas_shown(trace: CanvasTrace) -> dict[str, Any]:
     """
     about = trace.about()
     prompt = trace.reference.prompt
-    names = ("model", "dtype", "level", "env", "seconds", "noise", "divergence", "findings", "passed", "cosines")
+    names = (
+        "model",
+        "dtype",
+        "level",
+        "env",
+        "seconds",
+        "noise",
+        "divergence",
+        "findings",
+        "passed",
+        "cosines",
+    )
     return {
         "schema": CANVAS_SCHEMA,
         **{name: about[name] for name in names},
