@@ -155,6 +155,10 @@ class FirstRow(Wiring):
         return keep[:1].expand_as(keep)
 
 
+class AsPublished(RowAgainstRow, BlockLocal, EarlyStates):
+    """The first public version: three of the faults together."""
+
+
 class _Rotating(Slots):
     """The same slots, whose keys are rotated when they are written."""
 
