@@ -142,15 +142,20 @@ class Skipping:
 
     def _seen(self, layer: int, watched: Tensor, now: _Step) -> Seen:
         """What the rule sees of the tokens that have come this far."""
-        going, feed = now.going, now.feed
+        going, feed, then = now.going, now.feed, self._then[layer]
+        changed = now.changed
+        confidence = _open_confidence(feed) if self.wants_confidence else None
+        if not now.whole:
+            then, changed = taken(then, going.picks, 2), going.take(changed)
+            confidence = None if confidence is None else going.take(confidence)
         return Seen(
             layer=layer,
             num_layers=self._parts.num_layers,
             now=watched,
-            then=self._then[layer] if now.whole else taken(self._then[layer], going.picks, 2),
+            then=then,
             real=going.real,
-            changed=going.take(now.changed),
-            confidence=going.take(_open_confidence(feed)),
+            changed=changed,
+            confidence=confidence,
             tokens=feed.ids.shape[1],
             commits=now.commits,
         )
