@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from twinrun.trace.canvas_trace import CanvasTrace
 
 THRESHOLD = 0.9999
 TOKENS = 32
-PROBLEMS = [problem(i, seed=5, split="heldout", steps=(1, 1)) for i in range(12)]
+PROBLEMS = [problem(i, seed=5, split="heldout", steps=(1, 1)) for i in range(24)]
 Plant = Callable[[Any], AbstractContextManager[None]]
 
 
@@ -59,7 +60,12 @@ def measured(model: tr.Model, runner: Any, plant: Plant) -> tuple[int, float, in
     texts = [run.texts[0] for run in runs]
     right = sum(is_exact(text, p) for text, p in zip(texts, PROBLEMS, strict=True))
     skipped = sum(run.skip_ratio for run in runs) / len(runs)
-    return right, skipped, sum(doubled([t for t in run.tokens[0] if t not in model.eos_ids]) for run in runs), texts
+    return (
+        right,
+        skipped,
+        sum(doubled([t for t in run.tokens[0] if t not in model.eos_ids]) for run in runs),
+        texts,
+    )
 
 
 def proposals(found: CanvasTrace) -> tuple[int, float]:
@@ -111,19 +117,26 @@ def main() -> None:
     dual = tr.Diffusion(model, cache="dual")
     skip = tr.TokenSkip.for_depth(len(model.layout.layers), threshold=THRESHOLD)
     runner = tr.Diffusion(model, cache="dual", skip=skip)
+    never = tr.Diffusion(model, cache="dual", skip=replace(skip, threshold=1.0))
+    rows = {"none": (dual, sound), **{name: (runner, plant) for name, plant in CASES.items()}}
+    rows["published, 1.0"] = (never, CASES["as published"])
     print(f"{len(PROBLEMS)} problems, {skip}\n")
-    print(f"{'token skip':<12} | right | skipped | doubled | first answer")
-    for name, (side, plant) in {"none": (dual, sound), **{n: (runner, p) for n, p in CASES.items()}}.items():
+    print(f"{'token skip':<14} | right | skipped | doubled | first answer")
+    for name, (side, plant) in rows.items():
         right, skipped, twice, texts = measured(model, side, plant)
-        print(f"{name:<12} | {right:5d} | {100 * skipped:5.0f} % | {twice:7d} | {shown(texts[0])}")
+        print(f"{name:<14} | {right:5d} | {100 * skipped:5.0f} % | {twice:7d} | {shown(texts[0])}")
     for name, plant in CASES.items():
         with plant(runner):
-            found = tr.trace(dual, runner, model.chat(PROBLEMS[0].question), max_new_tokens=TOKENS, level="states")
+            found = tr.trace(
+                dual, runner, model.chat(PROBLEMS[0].question), max_new_tokens=TOKENS, level="states"
+            )
             total, share = proposals(found)
             asked, agreed = second_opinion(found)
         print(f"\n{name}\n  trace: {'nothing is wrong in itself' if found.blame is None else found}")
         print(f"  step 1 of block 0: {decisions(found)}")
-        print(f"  skipped open tokens: {total} proposals, {100 * share:.0f} % of them the commonest of their step")
+        print(
+            f"  skipped open tokens: {total} proposals, {100 * share:.0f} % of them the commonest of their step"
+        )
         print(f"  committed while skipped: {asked}; without a skip the same step proposes {agreed} of them")
 
 
