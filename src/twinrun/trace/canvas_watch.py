@@ -33,12 +33,20 @@ class Handed:
 
 @dataclass(slots=True)
 class LayerWatch:
-    """Collects what each layer is handed; `take` empties it."""
+    """Collects what each layer is handed; `take` empties it.
+
+    The first call of a layer counts: while it is watched, a run calls its last layer once for all tokens and once
+    more for the rows whose logits it reads.
+    """
 
     calls: list[Handed] = field(default_factory=list)
+    seen: set[int] = field(default_factory=set)
 
     def hook(self, part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of a decoder layer."""
+        if id(part) in self.seen:
+            return
+        self.seen.add(id(part))
         given = by_name(part, args, kwargs)
         hidden = given.get("hidden_states", args[0] if args else None)
         if isinstance(hidden, Tensor):
@@ -50,6 +58,7 @@ class LayerWatch:
     def take(self) -> list[Handed]:
         """Return the calls since the last time."""
         found, self.calls = self.calls, []
+        self.seen.clear()
         return found
 
 

@@ -76,10 +76,8 @@ def trace(
     """
     _check(reference, candidate, level, by)
     if is_diffusion(reference) or is_diffusion(candidate):
-        if forced is not False:
-            raise ConfigError("forced=... is for runs from left to right; a canvas is traced free")
-        free: dict[str, Any] = {"out": out, "on_progress": on_progress, **sampling}
-        return trace_canvas(reference, candidate, prompt, max_new_tokens=max_new_tokens, level=level, **free)
+        free = _free(forced, {"out": out, "on_progress": on_progress, "level": level, **sampling})
+        return trace_canvas(reference, candidate, prompt, max_new_tokens=max_new_tokens, **free)
     began = time.perf_counter()
     mode: Literal["free", "forced"] = "free" if forced is False else "forced"
     found = Trace(
@@ -95,10 +93,7 @@ def trace(
     sides: dict[Literal["reference", "candidate"], Any] = {"reference": reference, "candidate": candidate}
     for who, side in sides.items():
         own = ids if who == "reference" else side.model.encode(prompt, new_tokens=max_new_tokens)
-        record = Side(
-            who=who, runner=side.name, dtype=str(side.dtype), identity=identity(side.module), prompt=own
-        )
-        setattr(found, who, record)
+        setattr(found, who, _side(who, side, own))
     for side, record in zip(sides.values(), found.sides, strict=True):
         if out is not None:
             write_json(Path(out) / META, {**found.about(), "schema": SCHEMA, "complete": False})
@@ -110,6 +105,19 @@ def trace(
     if out is not None:
         write_json(Path(out) / META, {**found.about(), "schema": SCHEMA, "complete": True})
     return found
+
+
+def _side(who: Literal["reference", "candidate"], side: Any, prompt: list[int]) -> Side:
+    """A side of which nothing is recorded yet."""
+    ids = identity(side.module)
+    return Side(who=who, runner=side.name, dtype=str(side.dtype), identity=ids, prompt=prompt)
+
+
+def _free(forced: bool | Sequence[int], settings: dict[str, Any]) -> dict[str, Any]:
+    """Return `settings`, those of a free run."""
+    if forced is not False:
+        raise ConfigError("forced=... is for runs from left to right; a canvas is traced free")
+    return settings
 
 
 def _check(reference: Any, candidate: Any, level: str, by: str | None) -> None:
