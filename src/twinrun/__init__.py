@@ -21,6 +21,8 @@ _EXPORTS = {
     "Quota": "twinrun.diffusion.commit",
     "Threshold": "twinrun.diffusion.commit",
     "Factor": "twinrun.diffusion.commit",
+    "TokenSkip": "twinrun.diffusion.skip",
+    "ImportanceSkip": "twinrun.diffusion.importance",
     "SuffixWindow": "twinrun.diffusion.suffix",
     "Sampling": "twinrun.runners.sampling",
     "Scores": "twinrun.records.scores",
@@ -55,6 +57,8 @@ if TYPE_CHECKING:
     from twinrun.diffusion.commit import Quota as Quota
     from twinrun.diffusion.commit import Threshold as Threshold
     from twinrun.diffusion.diffusion import Diffusion as Diffusion
+    from twinrun.diffusion.importance import ImportanceSkip as ImportanceSkip
+    from twinrun.diffusion.skip import TokenSkip as TokenSkip
     from twinrun.diffusion.suffix import SuffixWindow as SuffixWindow
     from twinrun.models.int8 import int8_weight_only as int8_weight_only
     from twinrun.models.load import load as load
