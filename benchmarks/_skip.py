@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -41,6 +41,16 @@ def policies(layers: int) -> dict[str, Any]:
         TUNED: tr.TokenSkip(layer_k=shallow, **TUNED_SETTINGS),
         RANKED: tr.ImportanceSkip(),
     }
+
+
+def choices(layers: int) -> dict[str, Any]:
+    """Other settings, for accuracy alone: what neighbours, refreshing and depth are worth."""
+    tuned = policies(layers)[TUNED]
+    other = [{"neighbours": n} for n in (0, 1, 4)] + [{"neighbours": 0, "refresh_every": 4}]
+    found = {
+        f"tuned, {', '.join(f'{k}={v}' for k, v in each.items())}": replace(tuned, **each) for each in other
+    }
+    return found | {"default, threshold=0.999": tr.TokenSkip.for_depth(layers, threshold=0.999)}
 
 
 def random_llada(shape: str, seed: int) -> tr.Model:

@@ -27,6 +27,7 @@ from _skip import (
     NEVER,
     TUNED,
     accuracy,
+    choices,
     held_out,
     layer_costs,
     policies,
@@ -120,7 +121,7 @@ def _accuracies(model: tr.Model, rules: dict[str, Any], config: Config) -> dict[
     """Exact answers of each arm, one token a step and by threshold."""
     items, found = held_out(config.problems), {}
     for label, commit in ((ONE_BY_ONE, tr.Quota()), (BY_THRESHOLD, tr.Threshold(0.9))):
-        for name, skip in rules.items():
+        for name, skip in {**rules, **choices(int(model.config.num_hidden_layers))}.items():
             say(f"accuracy, {label}: {name}")
             runner = tr.Diffusion(model, block_length=config.block, cache="dual", commit=commit, skip=skip)
             found[f"{label}: {name}"] = accuracy(runner, items, config.room)

@@ -85,9 +85,8 @@ def computed_width(width: int, rows: int, tokens: int, device: torch.device) -> 
         >>> [computed_width(n, 1, 64, torch.device("cpu")) for n in (5, 8, 9, 15, 20)]
         [5, 8, 16, 16, 20]
     """
-    if device.type == "cpu" and 8 < width * rows < 16:
-        return min(tokens, -(-16 // rows))
-    return width
+    padded = -(-16 // rows)
+    return padded if device.type == "cpu" and 8 < width * rows < 16 and padded < tokens else width
 
 
 def taken(tensor: Tensor, order: Tensor, dim: int) -> Tensor:
