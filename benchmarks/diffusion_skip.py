@@ -56,7 +56,7 @@ class Config:
     repeats: int = field(default=5, metadata={"help": "interleaved rounds of the built-in model"})
     shape_repeats: int = field(default=3, metadata={"help": "interleaved rounds of the random LLaDA"})
     forwards: int = field(default=128, metadata={"help": "most forwards of a decode of the built-in model"})
-    shape_forwards: int = field(default=8, metadata={"help": "forwards of a decode of the random LLaDA"})
+    shape_forwards: int = field(default=6, metadata={"help": "forwards of a decode of the random LLaDA"})
     problems: int = field(default=200, metadata={"help": "held-out problems"})
     seed: int = field(default=0, metadata={"help": "of the random weights and tokens"})
 
