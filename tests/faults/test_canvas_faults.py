@@ -70,7 +70,7 @@ def test_the_same_run_without_a_fault_raises_no_alarm(runner: str, family: str, 
 def test_the_shapes_of_the_casebook_are_named_in_every_block() -> None:
     """Hidden states [1, 147, d] of the canvas against [1, 32, d] of a block: a prompt of 19 and 128 new tokens."""
     fault = get_fault("skip-compares-rows")
-    skip = tr.TokenSkip(layer_k=2, threshold=0.999)
+    skip = tr.TokenSkip(layer_k=2, threshold=0.999, neighbours=0)
     plain = tr.Diffusion(model("llada"), commit=tr.Quota(4))
     candidate = tr.Diffusion(model("llada"), cache="dual", commit=tr.Quota(4), skip=skip)
     with fault.planted(candidate):

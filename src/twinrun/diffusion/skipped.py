@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from twinrun.diffusion.active import Active, taken
+from twinrun.diffusion.active import Active, computed_width, taken
 from twinrun.diffusion.feed import Feed
 from twinrun.diffusion.forward import Passed
 from twinrun.diffusion.rule import Decision, Rule, Seen
@@ -134,7 +134,8 @@ class Skipping:
         if now.whole and min(counts) == keep.shape[1]:
             self._then[layer] = watched
             return False
-        now.going, order = now.going.narrow(keep, max(counts))
+        width = computed_width(max(counts), len(counts), now.going.width, keep.device)
+        now.going, order = now.going.narrow(keep, width)
         now.going.put(self._then[layer], taken(watched, order, 2), 2)
         now.hidden = taken(now.hidden, order, 1)
         now.counts, now.whole = counts, False

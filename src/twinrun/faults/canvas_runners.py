@@ -15,7 +15,7 @@ from twinrun.records.diffusion_run import DiffusionRun
 
 BLOCK, TOKENS, PROMPT = 16, 32, 19
 """Tokens of a block, of the generation area, and of the prompt in the fault suite."""
-SKIP = TokenSkip(layer_k=2, threshold=0.999)
+SKIP = TokenSkip(layer_k=2, threshold=0.999, neighbours=0)
 
 
 class Beside(Diffusion):
