@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ CASES: dict[str, Plant] = {
 
 def doubled(tokens: list[int]) -> int:
     """Tokens that repeat the one before them, end of text left out."""
-    return sum(a == b for a, b in zip(tokens, tokens[1:], strict=False))
+    return sum(a == b for a, b in pairwise(tokens))
 
 
 def shown(text: str) -> str:
