@@ -24,6 +24,7 @@ from _record import at_least, ratios_json, run, say, timings_json
 from _shapes import random_ids
 from _skip import (
     DUAL,
+    FIRST,
     NEVER,
     TUNED,
     accuracy,
@@ -93,6 +94,7 @@ def measure(config: Config) -> dict[str, Any]:
     slots = len(ids[0]) + config.room
     found["layer_costs"] = {m.name: layer_costs(m, WIDTHS, slots, repeats=5) for m in (builtin, large)}
     found["accuracy"] = _accuracies(builtin, rules, config)
+    found["first_problem"] = FIRST
     same = _exact(builtin, asked, config)
     found["verdicts"] = _verdicts(found["accuracy"], same)
     found["notes"] = _notes(found)

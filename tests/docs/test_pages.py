@@ -88,12 +88,15 @@ def test_flags_in_the_docs_exist() -> None:
                     assert flag in known or name in known, f"{page.name}: {flag}"
 
 
-def test_the_page_of_faults_is_drawn_from_the_record() -> None:
+@pytest.mark.parametrize(
+    ("page", "name"), [("faults.md", "faults_page"), ("token-skip.md", "token_skip_page")]
+)
+def test_a_page_of_numbers_is_drawn_from_its_record(page: str, name: str) -> None:
     import importlib.util
 
-    spec = importlib.util.spec_from_file_location("faults_page", ROOT / "scripts" / "faults_page.py")
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    assert (ROOT / "docs" / "faults.md").read_text() == script.page(), "run python scripts/faults_page.py"
+    assert (ROOT / "docs" / page).read_text() == script.page(), f"run python scripts/{name}.py"

@@ -1,0 +1,78 @@
+"""Draw the measured tables of docs/token-skip.md from the record of benchmarks/diffusion_skip.py.
+
+python benchmarks/diffusion_skip.py
+python scripts/token_skip_page.py
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORD = ROOT / "benchmarks" / "results" / "diffusion_skip.json"
+PAGE = ROOT / "docs" / "token-skip.md"
+CHOSEN_ON = 200
+"""The settings were chosen by looking at the first so many problems."""
+PLACE = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.S)
+
+
+def speed(record: dict[str, Any]) -> str:
+    """Steps and decodes of every arm against the dual cache."""
+    lines = [
+        "| model, commits, arm | skipped | bound | a step | a decode |",
+        "|---|---|---|---|---|",
+    ]
+    for name, s in record["speed"].items():
+        share = f"{100 * s['skip_ratio']:.0f} %"
+        ratios = (s["bound_ratio"], s["step_ratio"], s["decode_ratio"])
+        lines.append(f"| {name} | {share} | " + " | ".join(f"{r:.2f}x" for r in ratios) + " |")
+    noise = [r["ratio_median"] for name, r in record["ratios"].items() if name.endswith("A/A noise")]
+    others = record["machine"]["cores_used_by_others_mean"]
+    quiet = "a quiet machine" if record["machine"]["quiet"] else f"a SHARED machine ({others:.1f} cores busy)"
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Measured on {quiet}; the dual cache against itself: {min(noise):.2f} to {max(noise):.2f}.",
+        ]
+    )
+
+
+def accuracy(record: dict[str, Any]) -> str:
+    """Answers, forwards and skip ratios of every arm."""
+    lines = ["| commits: arm | exact | 95 % interval | forwards | skipped |", "|---|---|---|---|---|"]
+    for name, s in record["accuracy"].items():
+        low, high = (100 * x for x in s["interval_95"])
+        right = f"{s['hits']} of {s['problems']}"
+        share = f"{100 * s['skip_ratio']:.0f} %"
+        lines.append(f"| {name} | {right} | {low:.1f} to {high:.1f} % | {s['forwards']} | {share} |")
+    fresh = record.get("first_problem", 0) >= CHOSEN_ON
+    word = "on other problems" if fresh else "on these same problems, which flatters them"
+    return "\n".join([*lines, "", f"The settings were chosen {word}."])
+
+
+def layers(record: dict[str, Any]) -> str:
+    """What one layer costs with fewer tokens."""
+    costs = record["layer_costs"]
+    lines = ["| tokens | " + " | ".join(costs) + " |", "|---|" + "---|" * len(costs)]
+    for row in zip(*costs.values(), strict=True):
+        cells = [f"{1e3 * c['seconds_median']:.2f} ms, {100 * c['efficiency']:.0f} %" for c in row]
+        lines.append(f"| {row[0]['tokens']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+DRAWN = {"speed": speed, "accuracy": accuracy, "layers": layers}
+
+
+def page() -> str:
+    """The page with its tables as the record has them."""
+    record = json.loads(RECORD.read_text("utf-8"))
+    text = PAGE.read_text("utf-8")
+    return PLACE.sub(lambda m: f"{m[1]}{DRAWN[m[2]](record)}\n{m[3]}", text)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), "utf-8")
