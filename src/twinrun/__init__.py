@@ -21,6 +21,8 @@ _EXPORTS = {
     "Threshold": "twinrun.diffusion.commit",
     "Factor": "twinrun.diffusion.commit",
     "SuffixWindow": "twinrun.diffusion.suffix",
+    "TokenSkip": "twinrun.diffusion.skip",
+    "ImportanceSkip": "twinrun.diffusion.importance",
     "Sampling": "twinrun.runners.sampling",
     "Scores": "twinrun.records.scores",
     "Run": "twinrun.records.run",
@@ -54,6 +56,8 @@ if TYPE_CHECKING:
     from twinrun.diffusion.commit import Quota as Quota
     from twinrun.diffusion.commit import Threshold as Threshold
     from twinrun.diffusion.diffusion import Diffusion as Diffusion
+    from twinrun.diffusion.importance import ImportanceSkip as ImportanceSkip
+    from twinrun.diffusion.skip import TokenSkip as TokenSkip
     from twinrun.diffusion.suffix import SuffixWindow as SuffixWindow
     from twinrun.models.load import load as load
     from twinrun.models.model import Model as Model

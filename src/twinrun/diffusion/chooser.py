@@ -65,6 +65,13 @@ class Chooser:
             board.confidence[row[part], column[part]] = confidence
         return row, column
 
+    def eligible(self, feed: Feed, passed: Passed, open: Tensor) -> Tensor:
+        """Open positions `[rows, block]` that may be committed: all, or in each row its candidates, if it has any."""
+        if passed.candidates is None:
+            return open
+        mine = open & passed.candidates[:, feed.rows]
+        return torch.where(mine.any(1, keepdim=True), mine, open)
+
     def choose(self, board: Board, open: Tensor, counts: Sequence[int], *, step: int, size: int) -> Tensor:
         """Say which proposals are committed.
 

@@ -90,8 +90,9 @@ class Decode:
                 self._look_before(number, step)
             feed, passed = self.passes.step(step, layers)
             at = self.chooser.update(board, feed, passed, known.open)
-            counts = known.open.sum(1).tolist()
-            chosen = self.chooser.choose(board, self.canvas.open[:, block], counts, step=step, size=size)
+            open = self.chooser.eligible(feed, passed, self.canvas.open[:, block])
+            counts = known.open.sum(1).tolist() if passed.candidates is None else open.sum(1).tolist()
+            chosen = self.chooser.choose(board, open, counts, step=step, size=size)
             if self.probe is not None:
                 self._look_after(feed, passed, layers or [], at, chosen)
             self.passes.commit(chosen, board.tokens)

@@ -9,13 +9,14 @@ A skip policy is a frozen settings object with `start(parts)`, which makes a `Bl
         wants_layers = True                                # ask full forwards for the hidden states of all layers
         wants_confidence = False                           # ask for proposals also where scoring needs none
         def begin(self) -> None: ...                       # a new block: forget everything
-        def after_full(self, feed, layers) -> None: ...    # the block's slice of a full forward, aligned by position
+        def after_full(self, feed, layers) -> None: ...    # take the block's part of a full forward, by position
         def __call__(self, feed) -> Passed: ...            # one cached step
 
 The order of calls in a block is `begin`, then in each step either `after_full` (step 0, and every step that refreshes:
 the full forward has run, all slots are new) or `__call__`. Full forwards never skip. `feed` has the same tokens in all
-calls of one block, also in `after_full`, where `layers[l]` `[rows, tokens, width]` is the input of layer l at
-these tokens and `layers[-1]` the output of the last layer. `layers` is empty unless `wants_layers`.
+calls of one block, also in `after_full`, where `layers[l]` `[rows, canvas, width]` is the input of layer l over the
+whole canvas (the feed's tokens stand in `feed.columns`) and `layers[-1]` the output of the last layer. `layers` is
+empty unless `wants_layers`.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class Passed:
             is the last one that was, or anything if `fresh` is False there.
         fresh: `[rows, tokens]` booleans, True where `hidden` is new: only there logits are computed and a new proposal
             is made, elsewhere the last proposal and its confidence stand. None is everywhere.
+        candidates: `[rows, tokens]` booleans: False where the last proposal may not be committed in this step, unless
+            its row has no other. None is everywhere.
         token_layers: tokens times layers that were computed, over all rows; None is all of them.
         notes: tensors for a probe (cosines, the skip decision, ...), by name; each with its meaning in the policy's
             docstring.
@@ -46,6 +49,7 @@ class Passed:
 
     hidden: Tensor
     fresh: Tensor | None = None
+    candidates: Tensor | None = None
     token_layers: int | None = None
     notes: Mapping[str, Tensor] = field(default_factory=dict)
 

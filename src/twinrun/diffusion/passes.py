@@ -121,8 +121,7 @@ class Passes:
         hidden = run_layers(self._parts, feed)
         if self.slots is not None:
             later = self.feed(step, full=False)
-            mine = [t[:, later.columns] for t in wanted or ()]
-            self.forward.after_full(later, mine)
+            self.forward.after_full(later, wanted or ())
         return feed, Passed(hidden=hidden)
 
     def _columns(self) -> slice:
