@@ -2,7 +2,8 @@
 
 Bars: cached at least 20 times recompute at 1,000 new tokens, and at least 50 times at 10,000 with the ring (against
 recompute over the last 1,024 tokens); at least 3 times transformers `generate` with its cache on a GPT-2 of the same
-shape in float32, and 4 times at our best setting. A verdict of `twinrun.verify` stands beside every timed way.
+shape in float32, and 4 times at our best setting. A verdict of `twinrun.verify` stands beside every timed way; int8
+weights are held against the unquantised model, inside a budget, and the verdict is lossy with its KL.
 
   python benchmarks/decode_gpt.py                       the full measurement, some minutes on two cores
   python benchmarks/decode_gpt.py --quick --out x.json  a smoke test, seconds
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from _decode import SampledRecompute, all_pass, judged, ours, step_costs, theirs
+from _decode import INT8_BUDGET, SampledRecompute, all_pass, judged, lossy_passes, ours, step_costs, theirs
 from _record import at_least, ratios_json, run, say, timings_json
 from _shapes import random_ids
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -27,6 +28,7 @@ from twinrun.bench.timing import interleave, noise, ratio
 ABOUT = "decode of the small GPT: cached, against recompute and transformers' generate"
 EAGER, STATIC = "kv-cache:dynamic", "kv-cache:static+captured"
 PACKED, HALF = "kv-cache:static+packed", "kv-cache:static+packed, bfloat16"
+INT8 = "kv-cache:static+packed, bfloat16, int8 weights"
 RING, PLAIN = "kv-cache:rolling+packed", "recompute"
 THEIRS, SAME = "generate, GPT-2 of the same shape", "kv-cache:static+captured, that GPT-2"
 
@@ -70,12 +72,14 @@ def measure(config: Config) -> dict[str, Any]:
     torch.set_num_threads(config.threads)
     gpt = tr.load("builtin:gpt", dtype="float32")
     half = tr.load("builtin:gpt", dtype="bfloat16")
+    small = tr.int8_weight_only(half)
     twin = same_shape(gpt, config.seed)
     ids, new = random_ids(config.prompt_tokens, 256, config.seed), config.new_tokens
     runners = {
         STATIC: tr.KVCache(gpt, "static", step="captured"),
         PACKED: tr.KVCache(gpt, "static", step="packed"),
         HALF: tr.KVCache(half, "static", step="packed"),
+        INT8: tr.KVCache(small, "static", step="packed"),
         EAGER: tr.KVCache(gpt, "dynamic"),
         SAME: tr.KVCache(twin, "static", step="captured"),
     }
@@ -91,6 +95,7 @@ def measure(config: Config) -> dict[str, Any]:
         "generate / ours, float32": ratio(timings[THEIRS], timings[STATIC]),
         "generate / ours, float32 packed": ratio(timings[THEIRS], timings[PACKED]),
         "generate / ours, bfloat16": ratio(timings[THEIRS], timings[HALF]),
+        "generate / ours, int8 weights": ratio(timings[THEIRS], timings[INT8]),
         "generate / ours on the same GPT-2": ratio(timings[THEIRS], timings[SAME]),
         "own forward / captured step": ratio(timings[EAGER], timings[STATIC]),
         "recompute / cached": ratio(against[PLAIN], against[STATIC]),
@@ -98,6 +103,7 @@ def measure(config: Config) -> dict[str, Any]:
         "A/A noise": noise(timings),
     }
     verdicts = _verdicts(config, gpt, half, twin, runners, rolling)
+    lossy = _lossy(config, gpt, half, small, runners)
     named = {
         f"{PLAIN}, {n} tokens, estimated": t[PLAIN] for n, t in ((new, against), (config.ring_tokens, ring))
     }
@@ -110,8 +116,8 @@ def measure(config: Config) -> dict[str, Any]:
             RING: config.ring_tokens / ring[RING].seconds_median,
         },
         "step_costs": costs,
-        "verdicts": verdicts,
-        "bars": _bars(ratios, verdicts),
+        "verdicts": {**verdicts, **lossy},
+        "bars": _bars(ratios, verdicts, lossy),
     }
 
 
@@ -124,6 +130,23 @@ def _recomputed(
     )
     found = interleave({name: ours(runner, ids, new), PLAIN: plain}, repeats=config.plain_repeats)
     return {**found, PLAIN: plain.scale(found[PLAIN])}
+
+
+def _lossy(
+    config: Config, gpt: tr.Model, half: tr.Model, small: tr.Model, runners: dict[str, Any]
+) -> dict[str, Any]:
+    """Hold int8 weights against what they were made of, and against the model in float32 that `generate` is beside."""
+    rows = [random_ids(config.judge_tokens, 256, config.seed + i) for i in (1, 2)]
+    start = config.judge_tokens // 2
+    way = {INT8: runners[INT8]}
+    found = judged(tr.Recompute(half), way, rows, start, budget=INT8_BUDGET)
+    beside = judged(tr.Recompute(gpt), way, rows, start, budget=INT8_BUDGET)
+    own = judged(tr.Recompute(small), way, rows, start)
+    return {
+        **found,
+        f"{INT8}, against float32": beside[INT8],
+        f"{INT8}, against its own recompute": own[INT8],
+    }
 
 
 def _verdicts(
@@ -147,8 +170,8 @@ def _verdicts(
     return found | judged(plain_ring, {f"{RING}, past the block": rolling}, past, begin)
 
 
-def _bars(ratios: dict[str, Any], verdicts: dict[str, Any]) -> list[dict[str, Any]]:
-    settings = ("float32", "float32 packed", "bfloat16")
+def _bars(ratios: dict[str, Any], verdicts: dict[str, Any], lossy: dict[str, Any]) -> list[dict[str, Any]]:
+    settings = ("float32", "float32 packed", "bfloat16", "int8 weights")
     medians = {each: ratios[f"generate / ours, {each}"].median for each in settings}
     exact = max(medians["float32"], medians["float32 packed"])
     return [
@@ -157,6 +180,7 @@ def _bars(ratios: dict[str, Any], verdicts: dict[str, Any]) -> list[dict[str, An
         at_least("ours against generate, float32", exact, 3.0),
         at_least("ours against generate, best setting", max(medians.values()), 4.0),
         all_pass(verdicts),
+        lossy_passes(lossy),
     ]
 
 

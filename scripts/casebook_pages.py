@@ -13,6 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
     "teaching_gpt_cache": ROOT / "docs" / "casebook" / "teaching-gpt-cache.md",
+    "token_skip": ROOT / "docs" / "casebook" / "token-skip.md",
     "half_precision_logits": ROOT / "docs" / "casebook" / "half-precision-logits.md",
 }
 OUTPUT = re.compile(r"(```text\n).*?(```)", re.S)

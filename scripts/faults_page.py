@@ -39,6 +39,9 @@ with fault.planted(candidate):
 print(len(FAULTS), v.blame)
 assert v.culprit.kind == "positions"
 ```
+
+Faults of diffusion decoding (probe `trace`) are judged by the [trace](trace.md) of a plain run against one with the
+fault: it must find what is wrong in itself, or where the runs part, and name the right kind. Clean runs must find nothing.
 """
 
 
@@ -72,7 +75,7 @@ def _summary(record: dict[str, Any]) -> str:
         f"{found['kinds']} kinds of fault, each in float32 and bfloat16 on a small random model that can have it: "
         f"{found['caught']} of {found['planted']} caught, {found['named']} of {found['planted']} named at the right "
         f"place.{misnamed} The same {families} families and runners without a fault: {found['clean']} runs, "
-        f"{found['false_alarms']} false alarms of verdict or blame. `twinrun faults` makes this record again."
+        f"{found['false_alarms']} false alarms of verdict, blame or trace. `twinrun faults` makes this record again."
     )
 
 

@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "load": "twinrun.models.load",
     "Model": "twinrun.models.model",
+    "int8_weight_only": "twinrun.models.int8",
     "Runner": "twinrun.runners.runner",
     "Recompute": "twinrun.runners.recompute",
     "KVCache": "twinrun.runners.kvcache",
@@ -20,9 +21,9 @@ _EXPORTS = {
     "Quota": "twinrun.diffusion.commit",
     "Threshold": "twinrun.diffusion.commit",
     "Factor": "twinrun.diffusion.commit",
-    "SuffixWindow": "twinrun.diffusion.suffix",
     "TokenSkip": "twinrun.diffusion.skip",
     "ImportanceSkip": "twinrun.diffusion.importance",
+    "SuffixWindow": "twinrun.diffusion.suffix",
     "Sampling": "twinrun.runners.sampling",
     "Scores": "twinrun.records.scores",
     "Run": "twinrun.records.run",
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from twinrun.diffusion.importance import ImportanceSkip as ImportanceSkip
     from twinrun.diffusion.skip import TokenSkip as TokenSkip
     from twinrun.diffusion.suffix import SuffixWindow as SuffixWindow
+    from twinrun.models.int8 import int8_weight_only as int8_weight_only
     from twinrun.models.load import load as load
     from twinrun.models.model import Model as Model
     from twinrun.numerics.logits_policy import LogitsPolicy as LogitsPolicy

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CASEBOOK = ROOT / "docs" / "casebook"
-GPT, LOGITS = "teaching_gpt_cache", "half_precision_logits"
+GPT, LOGITS, SKIP = "teaching_gpt_cache", "half_precision_logits", "token_skip"
 NUMBER = re.compile(r"(?<![\w.])-?(?:\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?)(?![\w.]*\d)")
 AGAIN = "run python scripts/casebook_pages.py and read the page again"
 
@@ -44,7 +44,7 @@ def table(text: str) -> dict[str, tuple[float, str, str]]:
     return {name: (float(loss), verdict, wrote) for name, loss, verdict, wrote in cells[1:]}
 
 
-@pytest.mark.parametrize("example", [GPT, LOGITS])
+@pytest.mark.parametrize("example", [GPT, LOGITS, pytest.param(SKIP, marks=pytest.mark.slow)])
 def test_a_page_shows_what_its_example_prints(example: str) -> None:
     assert words(shown(example)) == words(printed(example)), AGAIN
 
@@ -141,3 +141,50 @@ def test_the_fault_in_the_softmax_is_caught_and_blamed() -> None:
     assert lines[0].startswith("sound: equivalent")
     assert lines[1].startswith("planted: different")
     assert lines[2].startswith("blame (scores): ")
+
+
+def rows(text: str) -> dict[str, tuple[int, int, int]]:
+    """Token skip -> (right answers, per cent of tokens skipped, doubled tokens)."""
+    found = re.findall(r"^([a-z][a-z ,.0-9]+?) +\| +(\d+) \| +(\d+) % \| +(\d+) \|", text, re.M)
+    return {name: (int(right), int(skipped), int(twice)) for name, right, skipped, twice in found}
+
+
+def test_the_page_of_the_token_skip_says_what_its_numbers_say() -> None:
+    """What the page claims in words, read off what it shows."""
+    found = rows(shown(SKIP))
+    assert list(found) == [
+        "none",
+        "sound",
+        "rows",
+        "positions",
+        "early states",
+        "as published",
+        "published, 1.0",
+    ]
+    none = found["none"]
+    assert found["sound"][0] == none[0]
+    assert abs(found["sound"][1] - found["as published"][1]) <= 3  # as many tokens are left out
+    assert found["published, 1.0"] == (none[0], 0, none[2])
+    assert found["positions"][2] >= 4 * found["sound"][2]
+    for name in ("positions", "early states"):
+        assert none[0] - found[name][0] == 5, name
+    assert found["rows"][0] == none[0] == 23
+    assert found["as published"][2] > 3 * none[2]
+    text = shown(SKIP)
+    assert "step 1 of block 0 compares position 0 with position 41 (32 of 32 tokens" in text
+    assert "row j of [1, 73, d] (step 0) against row j of [1, 32, d]" in text
+    assert "on the rotary table of position 19 for the token at position 60" in text
+    assert "which have passed 3 layers only; they compete in the commit" in text
+    shares = [int(n) for n in re.findall(r"proposals, (\d+) % of them the commonest", text)]
+    assert (shares[0], shares[3]) == (28, 63)
+
+
+@pytest.mark.slow
+def test_the_token_skip_still_comes_out_as_its_page_says() -> None:
+    now, then = rows(printed(SKIP)), rows(shown(SKIP))
+    for name, (right, skipped, _) in then.items():
+        assert abs(now[name][0] - right) <= 3, (name, AGAIN)
+        assert abs(now[name][1] - skipped) <= 3, (name, AGAIN)
+    assert now["sound"][0] >= now["none"][0] - 1
+    assert now["as published"][0] < now["none"][0] - 3
+    assert now["published, 1.0"] == (now["none"][0], 0, now["none"][2])

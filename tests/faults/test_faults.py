@@ -61,6 +61,8 @@ FAMILIES = {
     "softmax-in-half": ("llama", "gemma2"),
     "cached-position-always-zero": ("gpt-pre", "gpt-post", "gpt2"),
 }
+CAUSAL = [name for name, factory in FAULTS.items() if factory().way == "causal"]
+"""Faults that verdict and blame judge; those of a canvas are judged by the trace (test_canvas_faults.py)."""
 PLANTED = [
     (name, family, dtype)
     for name, pair in FAMILIES.items()
@@ -90,7 +92,7 @@ def judged(name: str, family: str, dtype: str, runner: str | None = None) -> tr.
 
 
 def test_every_fault_has_its_families() -> None:
-    assert list(FAMILIES) == list(FAULTS)
+    assert list(FAMILIES) == CAUSAL
 
 
 @pytest.mark.parametrize(("name", "family", "dtype"), PLANTED)
@@ -110,7 +112,7 @@ def test_the_same_run_without_a_fault_passes(runner: str, family: str, dtype: st
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", SPREAD)
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", CAUSAL)
 def test_a_fault_is_caught_in_every_runner_of_families_that_can_have_it(name: str, family: str) -> None:
     fault, model = get_fault(name), reference(family, "float32").model
     if fault.applies(model) is not None:
@@ -162,6 +164,7 @@ def test_every_fault_says_where_it_was_seen() -> None:
         assert fault.thread or fault.name in {
             "head-bias-dropped",
             "logit-scale-off",
+            "factor-off-by-one",
         }  # no public thread known
         assert all(link.startswith("https://github.com/") for link in fault.thread)
 

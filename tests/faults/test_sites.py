@@ -15,7 +15,7 @@ from tests.support.state import fingerprint
 from twinrun.faults.fault import Fault, Site, broken_copy, candidate_for
 from twinrun.faults.parts import attentions
 from twinrun.faults.prefill import in_chunks
-from twinrun.faults.registry import FAULTS, get_fault
+from twinrun.faults.registry import get_fault
 from twinrun.faults.reuse import drafted
 from twinrun.faults.sites import paths
 
@@ -90,7 +90,7 @@ def right_places(fault: Fault, model: tr.Model) -> tuple[str, ...]:
     return tuple(name for name in names if not is_inside(name, (model.layout.layers_name,)))
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_the_first_output_that_departs_is_that_of_the_site(name: str) -> None:
     fault, model = get_fault(name), reference(FAMILIES[name][0], "float32").model
     candidate = candidate_for(fault, model)

@@ -128,6 +128,20 @@ def test_layers_called_alone_look_both_ways(tmp_path: Path) -> None:
         assert torch.equal(model.model.lm_head(body.norm(hidden))[0].double(), logits(model))
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_padding_is_masked_out_with_either_attention(tmp_path: Path, attention: str) -> None:
+    model = tr.load(llada_folder(tmp_path / "m"), attention=attention)
+    model.model.double()
+    runner = tr.Diffusion(model, block_length=8, cache="dual")
+    rows = [IDS[:9], IDS[40:43]]
+    together = runner.generate(rows, 16, early_stop=False).canvases
+    assert together == [runner.generate(row, 16, early_stop=False).canvases[0] for row in rows]
+    padded = [model.pad_id] * 6 + rows[1]
+    assert together[1] != runner.generate(padded, 16, early_stop=False).canvases[0], (
+        "the control: pads that count"
+    )
+
+
 @pytest.mark.filterwarnings("ignore:The tokenizer class you load:UserWarning")
 def test_dream_is_a_qwen2_whose_logits_are_those_of_the_next_token(tmp_path: Path) -> None:
     path = dream_folder(tmp_path / "m")

@@ -151,6 +151,30 @@ def test_one_precision_up_is_the_same_model(model):
     assert torch.equal(runner.score(row, 5).logits.rows(0, 10), low)
 
 
+def test_one_precision_up_is_the_same_without_memory_for_raised_weights(model, monkeypatch):
+    row = prompts(14)[0]
+    runner = tr.Diffusion(model, cache="dual", block_length=8)
+    with runner.raised():
+        roomy = runner.score(row, 5)
+    monkeypatch.setattr("twinrun.models.model.free_bytes", lambda device: 0)
+    with runner.raised():
+        tight = runner.score(row, 5)
+    torch.testing.assert_close(tight.logits.rows(0, 10), roomy.logits.rows(0, 10), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+@pytest.mark.parametrize("shifts", [False, True])
+def test_layers_of_another_kind_give_the_same_scores(cache, shifts):
+    """They are computed whole, where only keys and values of most rows are needed of the last."""
+    model, row = masked_model(shifts=shifts), prompts(20)[0]
+    runner = tr.Diffusion(model, cache=cache, block_length=8)
+    known = runner.score(row, 5).logits.rows(0, 16)
+    for layer in model.model.model.layers:
+        layer.__class__ = type("Other", (type(layer),), {})
+    whole = runner.score(row, 5).logits.rows(0, 16)
+    torch.testing.assert_close(known, whole, rtol=0, atol=1e-11 * float(whole.abs().max()))
+
+
 def test_the_token_behind_the_end_needs_a_place(model):
     runner = tr.Diffusion(model, block_length=8)
     assert runner.max_context == 128

@@ -12,6 +12,7 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from twinrun.errors import UnsupportedModelError
 from twinrun.models.model import Model
@@ -84,6 +85,34 @@ def test_a_padded_row_is_the_row_alone(ids):
         torch.testing.assert_close(padded, alone, rtol=0, atol=2e-5 * float(alone.abs().max()))
         seen = parts.logits(parts.forward(both, positions))[1:, 4:]
         assert float((seen - alone).abs().max()) > 0.01 * float(alone.abs().max()), "attended padding is seen"
+
+
+@pytest.mark.parametrize("family", [LlamaConfig, Qwen2Config])
+def test_keys_and_values_alone_are_those_that_the_layer_writes(family, ids):
+    parts = Parts(bidirectional(family))
+    with torch.inference_mode():
+        hidden, rotary = parts.embed(ids), parts.rotary(parts.embed(ids), places(ids))
+        whole, alone = Slots(WIDTH), Slots(WIDTH)
+        parts.layer(0, hidden, rotary, None, whole)
+        assert parts.write(0, hidden, rotary, alone)
+        assert torch.equal(alone.keys(0), whole.keys(0))
+        assert torch.equal(alone.values(0), whole.values(0))
+        parts.write(0, hidden, parts.rotary(hidden, places(ids) + 1), alone)
+        assert not torch.equal(alone.keys(0), whole.keys(0)), "the control: another position"
+
+
+def test_a_layer_that_is_not_known_is_left_alone(ids):
+    class Other(LlamaDecoderLayer):
+        pass
+
+    model = bidirectional()
+    for layer in model.model.model.layers:
+        layer.__class__ = Other
+    parts, slots = Parts(model), Slots(WIDTH)
+    with torch.inference_mode():
+        hidden = parts.embed(ids)
+        assert not parts.write(0, hidden, parts.rotary(hidden, places(ids)), slots)
+    assert slots.layers == 0
 
 
 def test_what_goes_nowhere_is_never_read(ids):

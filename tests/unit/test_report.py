@@ -15,7 +15,7 @@ from rich.console import Console
 from tests.support.demo_record import HOSTILE, demo_record, reference_record, verdict_record
 from twinrun.errors import ConfigError, NonFiniteError
 from twinrun.records.write import to_json, write_bytes, write_json, write_text
-from twinrun.report import charts, page, plots, tables, trace_page, view, words
+from twinrun.report import canvas_page, charts, page, plots, tables, trace_page, view, words
 from twinrun.verify import witness
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -327,4 +327,5 @@ def test_templates_are_found_as_package_data():
     folder = os.path.join(next(iter(spec.submodule_search_locations)), "templates")
     demo = {"page.html.j2", "parts.html.j2", "script.js", "style.css"}
     trace = {"trace.html.j2", "trace_parts.html.j2", "trace.css", *trace_page.SCRIPTS}
-    assert set(os.listdir(folder)) == demo | trace
+    canvas = {"canvas.html.j2", "canvas.css", *canvas_page.SCRIPTS}
+    assert set(os.listdir(folder)) == demo | trace | canvas

@@ -130,7 +130,9 @@ def _check(against: str, verify: bool, repeats: int) -> None:
     from twinrun.errors import ConfigError
 
     if not verify and against != "none":
-        raise ConfigError(f"--against {against} together with --no-verify: nothing is compared; leave one out")
+        raise ConfigError(
+            f"--against {against} together with --no-verify: nothing is compared; leave one out"
+        )
     if repeats < 1:
         raise ConfigError(f"--repeats must be at least 1, got {repeats}; 10 or more for numbers to publish")
 

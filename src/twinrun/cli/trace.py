@@ -21,6 +21,9 @@ from twinrun.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from twinrun.trace.canvas_trace import CanvasTrace
     from twinrun.trace.record import Trace
 
 EPILOG = """Examples:
@@ -28,6 +31,8 @@ EPILOG = """Examples:
 twinrun trace builtin:expert --prompt "Tom has 3 apples." --out /tmp/trace
 
 twinrun trace builtin:expert -r recompute -c single-pass --forced --prompt "Tom has 3 apples." --out /tmp/forced
+
+twinrun trace builtin:diffusion -r diffusion -c diffusion:dual+skip --prompt "Tom has 3 apples." --out /tmp/canvas
 
 twinrun trace show /tmp/trace
 
@@ -103,14 +108,16 @@ def _add_run(group: typer.Typer) -> None:
 
         from contextlib import nullcontext
 
-        from twinrun.faults.fault import candidate_for
+        from twinrun.faults.fault import broken_copy, candidate_for
         from twinrun.faults.registry import get_fault
-        from twinrun.runners.registry import build_runner
+        from twinrun.runners.registry import build_scorer
         from twinrun.trace.trace import trace
 
         fault = None if plant is None else get_fault(plant)
-        side = build_runner(candidate, tried)
-        if fault is not None:
+        side = build_scorer(candidate, tried)
+        if fault is not None and fault.way == "diffusion":
+            side = build_scorer(candidate, broken_copy(tried))
+        elif fault is not None:
             side = candidate_for(fault, tried, side.name if side.name in fault.runners else None)
         start: Any = trusted.chat(prompt or "") if chat else prompt
         with (
@@ -118,7 +125,7 @@ def _add_run(group: typer.Typer) -> None:
             nullcontext() if fault is None else fault.planted(side),
         ):
             found = trace(
-                build_runner(reference, trusted),
+                build_scorer(reference, trusted),
                 side,
                 start,
                 max_new_tokens=max_new_tokens,
@@ -142,11 +149,11 @@ def _add_show(group: typer.Typer) -> None:
         as_json: JsonOption = False,
     ) -> int:
         """Read a trace back, also one whose recording was killed, and write its page (DIR/index.html)."""
-        from twinrun.trace.record import Trace
+        from twinrun.trace.opened import open_trace
 
-        found = Trace.open(folder)
+        found = open_trace(folder)
         if against is not None:
-            other = found.against(Trace.open(against))
+            other = found.against(open_trace(against))
             console(as_json).print(str(other or "the two candidates agree to the end"), markup=False)
             emit({"divergence": None if other is None else other.to_json()}, as_json)
             return 0 if other is None else 1
@@ -154,30 +161,48 @@ def _add_show(group: typer.Typer) -> None:
         return 0
 
 
-def agrees(found: Trace) -> bool:
-    """Whether the runs agree, or part at a tie, and the verdict (if one was taken) passes."""
+def agrees(found: Trace | CanvasTrace) -> bool:
+    """Whether the runs agree, or part at a tie (a canvas also by design), and the verdict, if there is one, passes."""
+    from twinrun.trace.canvas_trace import CanvasTrace
+
+    if isinstance(found, CanvasTrace):
+        return found.passed
     kind = None if found.first_divergence is None else found.first_divergence.kind
     return kind in (None, "tie flip") and getattr(found.verdict, "passed", True)
 
 
-def _report(found: Trace, out: str | None, as_json: bool) -> None:
+def _report(found: Trace | CanvasTrace, out: str | None, as_json: bool) -> None:
     """Print the trace, write its page, and emit the record without steps."""
     from pathlib import Path
 
     from twinrun.records.write import write_text
-    from twinrun.report.trace_page import render_trace
-    from twinrun.report.trace_text import trace_text
-    from twinrun.trace.shown import shown
 
-    record = shown(found)
-    console(as_json).print(trace_text(record))
+    text, page = _drawn(found)
+    console(as_json).print(text)
     about = found.about()
-    if about["blame"] is not None:
+    if about.get("blame") is not None:
         about["blame"] = {k: v for k, v in about["blame"].items() if k != "table"}
     about = {k: v for k, v in about.items() if k not in ("pieces", "curves")}
     if out is not None:
-        page = write_text(Path(out) / "index.html", render_trace(record))
-        about["page"] = str(page)
-        console(as_json).print(f"page: {page}", markup=False)
+        place = write_text(Path(out) / "index.html", page)
+        about["page"] = str(place)
+        console(as_json).print(f"page: {place}", markup=False)
     emit(about, as_json)
     sys.stdout.flush()
+
+
+def _drawn(found: Trace | CanvasTrace) -> tuple[RenderableType, str]:
+    """What the terminal shows, and the page."""
+    from twinrun.report.canvas_page import render_canvas_trace
+    from twinrun.report.canvas_text import canvas_text
+    from twinrun.report.trace_page import render_trace
+    from twinrun.report.trace_text import trace_text
+    from twinrun.trace.canvas_shown import canvas_shown
+    from twinrun.trace.canvas_trace import CanvasTrace
+    from twinrun.trace.shown import shown
+
+    if isinstance(found, CanvasTrace):
+        record = canvas_shown(found)
+        return canvas_text(record), render_canvas_trace(record)
+    record = shown(found)
+    return trace_text(record), render_trace(record)

@@ -75,6 +75,20 @@ class Active:
         return found.scatter(1, self.picks, self.real)
 
 
+def computed_width(width: int, rows: int, tokens: int, device: torch.device) -> int:
+    """Width at which sets of `width` of `tokens` tokens are computed: on a CPU one that its matrix products like.
+
+    There 9 to 15 rows of a float32 product can cost more than 16 (another path of MKL), so padding is the cheaper way
+    (12 and 16 tokens in `layer_costs` of benchmarks/results/diffusion_skip.json).
+
+    Example:
+        >>> [computed_width(n, 1, 64, torch.device("cpu")) for n in (5, 8, 9, 15, 20)]
+        [5, 8, 16, 16, 20]
+    """
+    padded = -(-16 // rows)
+    return padded if device.type == "cpu" and 8 < width * rows < 16 and padded < tokens else width
+
+
 def taken(tensor: Tensor, order: Tensor, dim: int) -> Tensor:
     """Gather along `dim`; `order` is `[rows, width]`, rows being the dimension in front of `dim`."""
     return tensor.gather(dim, _spread(order, tensor, dim))

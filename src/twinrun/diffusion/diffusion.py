@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from twinrun.diffusion.canvas import Canvas
 from twinrun.diffusion.chooser import Chooser
 from twinrun.diffusion.decode import Decode
 from twinrun.diffusion.masked import mask_id_of, refuse_causal
 from twinrun.diffusion.passes import Passes
-from twinrun.diffusion.probe import Probe
+from twinrun.diffusion.probe import Before, Probe
 from twinrun.diffusion.request import check_length, rule_for
+from twinrun.diffusion.saved import save_state
 from twinrun.diffusion.scoring import score_rows
 from twinrun.diffusion.settings import DiffusionSettings
 from twinrun.errors import ConfigError, near_names
@@ -25,6 +27,9 @@ from twinrun.records.diffusion_run import DiffusionObserver, DiffusionRun
 from twinrun.records.scores import Scores
 from twinrun.runners.generation import as_batch
 from twinrun.runners.runner import ModelScorer
+
+if TYPE_CHECKING:
+    from twinrun.diffusion.replay import Replay
 
 
 class Diffusion(ModelScorer):
@@ -50,6 +55,8 @@ class Diffusion(ModelScorer):
     """
 
     kind = "diffusion"
+    row = 0
+    """Row of a batch that a trace follows."""
 
     def __init__(self, model: Model, **settings: Any) -> None:
         """Keep the model, unchanged."""
@@ -147,6 +154,30 @@ class Diffusion(ModelScorer):
         """Lay out prompts with `room` masks behind them, on the model's device."""
         model = self.model
         return Canvas.of(prompts, room, mask_id=self.mask_id, pad_id=model.pad_id, device=model.device)
+
+    def saved_state(self, before: Before) -> dict[str, Tensor]:
+        """Copy everything that a step depends on; see `twinrun.diffusion.saved`."""
+        return save_state(before)
+
+    def rotary_tables(self, positions: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines `[positions, head_dim]` of the positions from 0 on."""
+        device = self.model.device
+        with torch.inference_mode():
+            first = self.parts.embed(torch.zeros(1, 1, dtype=torch.long, device=device))
+            cos, sin = self.parts.rotary(first, torch.arange(positions, device=device)[None])
+        return cos[0], sin[0]
+
+    def replay(self, state: Any, recorded: Mapping[int, int], **settings: Any) -> Replay:
+        """Run a saved step again, as it was and with other settings; see `twinrun.diffusion.replay.replay`."""
+        from twinrun.diffusion.replay import replay
+
+        return replay(self, state, recorded, self.row, **settings)
+
+    def rounding(self, state: Any) -> float:
+        """Rounding error of the probabilities of a saved full forward; see `twinrun.diffusion.replay.rounding`."""
+        from twinrun.diffusion.replay import rounding
+
+        return rounding(self, state, self.row)
 
     def _chooser(self, settings: DiffusionSettings, temperature: float, seed: int, rows: int) -> Chooser:
         device = self.model.device

@@ -25,10 +25,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from twinrun.diffusion.feed import Feed
-from twinrun.models.parts import Parts
+from twinrun.models.parts import Parts, Slots
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,14 +101,40 @@ class AllTokens:
 
 
 def run_layers(parts: Parts, feed: Feed) -> Tensor:
-    """Hidden states `[rows, tokens, width]` behind the last layer, every token computed and written to its slot."""
+    """Hidden states `[rows, tokens, width]` behind the last layer, every token written to its slots.
+
+    Behind the last layer only `feed.rows`, the rows with the block's logits, are computed and the others are zero,
+    unless `feed.layers` asks for all: of the last layer the others are needed for their keys and values alone.
+    """
     if feed.slots is not None:
         feed.slots.at = feed.columns
     hidden = parts.embed(feed.ids)
-    for index in range(parts.num_layers):
+    last = parts.num_layers - 1
+    for index in range(last):
         if feed.layers is not None:
             feed.layers.append(hidden)
         hidden = parts.layer(index, hidden, feed.rotary, feed.mask, feed.slots)
+    out = _last_layer(parts, feed, hidden)
     if feed.layers is not None:
-        feed.layers.append(hidden)
-    return hidden
+        feed.layers.extend((hidden, out))
+    return out
+
+
+def _last_layer(parts: Parts, feed: Feed, hidden: Tensor) -> Tensor:
+    """The last layer on the rows with logits; the same numbers for them whether all rows are asked for or not."""
+    last, rows, columns = parts.num_layers - 1, feed.rows, feed.columns
+    if rows.stop - rows.start + feed.lead >= hidden.shape[1]:
+        return parts.layer(last, hidden, feed.rotary, feed.mask, feed.slots)
+    slots = feed.slots or Slots(feed.canvas.width)
+    slots.at = columns
+    known = parts.write(last, hidden, feed.rotary, slots)
+    if feed.layers is None and known:
+        out = torch.zeros_like(hidden)
+    else:
+        out = parts.layer(last, hidden, feed.rotary, feed.mask, slots)
+    if not known:
+        return out
+    slots.at = slice(columns.start + rows.start, columns.start + rows.stop)
+    cos, sin = feed.rotary
+    out[:, rows] = parts.layer(last, hidden[:, rows], (cos[:, rows], sin[:, rows]), feed.mask, slots)
+    return out

@@ -93,7 +93,8 @@ class ImportanceSkip:
         size = then.norm(dim=-1) / math.sqrt(then.shape[-1]) + 1e-6
         moved = ((now - then).abs().mean(-1) / size).masked_fill(~seen.real, 0)
         moved = moved / moved.amax(1, keepdim=True).clamp(min=1)
-        confidence = seen.confidence.float().masked_fill(~seen.real, 0)
+        assert seen.confidence is not None
+        confidence = seen.confidence.masked_fill(~seen.real, 0)
         importance = self.alpha * confidence + (1 - self.alpha) * moved
         ranked = importance + CHANGED_BONUS * seen.changed
         if self.alpha > 0:

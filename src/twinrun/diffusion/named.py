@@ -5,6 +5,8 @@ A runner is `diffusion`, or `diffusion:` and its settings joined by plus signs: 
 
     diffusion:dual+refresh_every=2+commit=threshold:0.9
     diffusion:dual+skip=token:layer_k=3,threshold=0.999
+
+`skip` alone is `skip=token`.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from twinrun.diffusion.commit import Commit, Factor, Quota, Threshold
 from twinrun.diffusion.diffusion import Diffusion
 from twinrun.diffusion.forward import SkipPolicy
 from twinrun.diffusion.importance import ImportanceSkip
-from twinrun.diffusion.settings import CACHES, DiffusionSettings
+from twinrun.diffusion.settings import CACHES
 from twinrun.diffusion.skip import TokenSkip
 from twinrun.diffusion.suffix import SuffixWindow
 from twinrun.errors import ConfigError, near_names
@@ -72,9 +74,11 @@ def read_settings(words: Mapping[str, str], model: Model) -> dict[str, Any]:
         "cache": _cache,
         "refresh_every": lambda text: _integer("refresh_every", text),
         "remasking": lambda text: text.replace("-", "_"),
-        "skip": lambda text: skip_of(text, model),
+        "skip": lambda text: skip_of(text or "token", model),
         "delay": _flag,
-        "suffix_window": lambda text: SuffixWindow(**({"window": _integer("suffix_window", text)} if text else {})),
+        "suffix_window": lambda text: SuffixWindow(
+            **({"window": _integer("suffix_window", text)} if text else {})
+        ),
     }
     for name in words:
         if name not in readers:
@@ -122,7 +126,9 @@ def skip_of(text: str, model: Model) -> SkipPolicy:
     for part in filter(None, rest.split(",")):
         key, _, value = part.partition("=")
         if key not in whole:
-            raise ConfigError(f"skip {text!r}: {key!r} is not one of {', '.join(whole)}.{near_names(key, whole)}")
+            raise ConfigError(
+                f"skip {text!r}: {key!r} is not one of {', '.join(whole)}.{near_names(key, whole)}"
+            )
         given[key] = (_integer if whole[key] else _number)(key, value)
     if kind is TokenSkip and "layer_k" not in given:
         return TokenSkip.for_depth(int(model.config.num_hidden_layers), **given)
@@ -154,8 +160,3 @@ def _number(name: str, text: str) -> float:
         return float(text)
     except ValueError:
         raise ConfigError(f"{name} {text!r} is no number; give one, such as 0.9") from None
-
-
-def settings_help(name: str) -> str:
-    """What a setting is, from its dataclass."""
-    return str(DiffusionSettings.__dataclass_fields__[name].metadata["help"])

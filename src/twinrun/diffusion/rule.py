@@ -20,7 +20,7 @@ class Seen:
         real: `[rows, tokens]`; False is padding of a row that has fewer tokens left than another.
         changed: `[rows, tokens]`, whether another id stands at the position than when it was last computed.
         confidence: `[rows, tokens]`, probability of the last proposal that was read off this token; 0 where there
-            is none or it has been committed.
+            is none or it has been committed. None for a rule whose skipped tokens are candidates.
         tokens: tokens of the block.
         commits: changed tokens of each row; empty where the rule does not count them.
     """
@@ -31,7 +31,7 @@ class Seen:
     then: Tensor
     real: Tensor
     changed: Tensor
-    confidence: Tensor
+    confidence: Tensor | None
     tokens: int
     commits: list[int]
 

@@ -36,7 +36,7 @@ class TokenSkip:
     Source: the public code with `skip_layer_k`, `skip_threshold`, `skip_outlier` (no paper), put right.
     Differs from that code: compared by position, not by row; against the last whole computation and not the last step,
     so drift cannot add up unseen; rotary positions are absolute; what a skipped token shows is its own last result, not
-    layer `layer_k` through the head; every row has its own set.
+    layer `layer_k` through the head; every row has its own set; neighbours of a changed token are computed.
 
     Attributes:
         layer_k: layers that run for every token, 2 to the model's number of layers (then nothing is skipped).
@@ -44,7 +44,8 @@ class TokenSkip:
         threshold: the mean cosine must be above it, 0 to 1; at 1 nothing is skipped.
         outlier: the lowest cosine must reach it, -1 to 1.
         refresh_every: every so many steps of a block all its tokens are computed; None is never, 1 is always.
-        neighbours: tokens so near to one that has changed are not skipped either.
+        neighbours: tokens so near to one that has changed are not skipped either; 0 lets them. The default is what
+            measurement favours (docs/token-skip.md).
 
     Raises:
         ConfigError: a value outside its range.
@@ -58,7 +59,7 @@ class TokenSkip:
     threshold: float = 0.9999
     outlier: float = 0.7
     refresh_every: int | None = None
-    neighbours: int = 0
+    neighbours: int = 2
 
     def __post_init__(self) -> None:
         """Refuse what is outside its range."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from twinrun.diffusion.active import Active, taken
+from twinrun.diffusion.active import Active, computed_width, taken
 from twinrun.diffusion.feed import Feed
 from twinrun.diffusion.forward import Passed
 from twinrun.diffusion.rule import Decision, Rule, Seen
@@ -134,7 +134,8 @@ class Skipping:
         if now.whole and min(counts) == keep.shape[1]:
             self._then[layer] = watched
             return False
-        now.going, order = now.going.narrow(keep, max(counts))
+        width = computed_width(max(counts), len(counts), now.going.width, keep.device)
+        now.going, order = now.going.narrow(keep, width)
         now.going.put(self._then[layer], taken(watched, order, 2), 2)
         now.hidden = taken(now.hidden, order, 1)
         now.counts, now.whole = counts, False
@@ -142,15 +143,20 @@ class Skipping:
 
     def _seen(self, layer: int, watched: Tensor, now: _Step) -> Seen:
         """What the rule sees of the tokens that have come this far."""
-        going, feed = now.going, now.feed
+        going, feed, then = now.going, now.feed, self._then[layer]
+        changed = now.changed
+        confidence = _open_confidence(feed) if self.wants_confidence else None
+        if not now.whole:
+            then, changed = taken(then, going.picks, 2), going.take(changed)
+            confidence = None if confidence is None else going.take(confidence)
         return Seen(
             layer=layer,
             num_layers=self._parts.num_layers,
             now=watched,
-            then=self._then[layer] if now.whole else taken(self._then[layer], going.picks, 2),
+            then=then,
             real=going.real,
-            changed=going.take(now.changed),
-            confidence=going.take(_open_confidence(feed)),
+            changed=changed,
+            confidence=confidence,
             tokens=feed.ids.shape[1],
             commits=now.commits,
         )

@@ -6,19 +6,25 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from twinrun.errors import ConfigError, UnsupportedModelError
 from twinrun.models.model import Model
 from twinrun.runners.kvcache import KVCache
 from twinrun.runners.recompute import Recompute
-from twinrun.runners.runner import ModelRunner
+from twinrun.runners.runner import ModelScorer
 from twinrun.runners.singlepass import SinglePass
 
-Plant = Callable[[ModelRunner], AbstractContextManager[None]]
+Plant = Callable[[Any], AbstractContextManager[None]]
 CACHED = ("kv-cache:dynamic", "kv-cache:static")
 PADDED = ("single-pass", *CACHED)
 """Names of the runners that keep a cache, and of those that pad a batch."""
+
+
+SiteKind = Literal[
+    "input ids", "positions", "mask", "cache", "module", "scores",
+    "skip decision", "head input", "keys", "mask id", "prompt", "commit set",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +35,16 @@ class Site:
         kind: "input ids" (what is fed), "positions" (the position ids handed to the model), "mask" (what
             attention gets as mask allows other keys than it should), "cache" (what is stored or read is wrong),
             "module" (a module computes something else), "scores" (every module is right, the rows handed out are
-            not).
+            not). In diffusion decoding also "skip decision" (what is compared, or what is made of it), "head input"
+            (states that are not final), "keys" (what is stored), "mask id" and "prompt" (what is written to the
+            canvas) and "commit set" (the rule).
         modules: for "module" the modules that compute it, for "cache" the attention modules that store it, as paths
             in `model.core.named_modules()`. Any of them is a right answer, or any module inside it; "" means the
             whole model and not what is inside: the place behind the head. Of a fault in every layer this is
             the place that runs first.
     """
 
-    kind: Literal["input ids", "positions", "mask", "cache", "module", "scores"]
+    kind: SiteKind
     modules: Callable[[Model], Sequence[str]] | None = None
 
     def __post_init__(self) -> None:
@@ -58,6 +66,8 @@ class Fault:
         site: the same place, for a program.
         needs: what a prompt or a model must have for the fault to show.
         runners: names of the runners that show it, the best one first.
+        way: "causal" (scored from left to right, judged by verdict and blame) or "diffusion" (decoded on a canvas,
+            judged by the trace).
         reason_against: why the fault does not exist in a model, or None.
         plant: breaks a runner inside a block.
     """
@@ -70,6 +80,7 @@ class Fault:
     site: Site
     needs: tuple[str, ...] = ()
     runners: tuple[str, ...] = ("single-pass", "kv-cache:dynamic", "kv-cache:static", "recompute")
+    way: Literal["causal", "diffusion"] = "causal"
     reason_against: Callable[[Model], str | None]
     plant: Plant
 
@@ -78,7 +89,7 @@ class Fault:
         return self.reason_against(model)
 
     @contextmanager
-    def planted(self, runner: ModelRunner) -> Iterator[None]:
+    def planted(self, runner: ModelScorer) -> Iterator[None]:
         """Break `runner` inside the block; every bit and hook is as before afterwards, also after an error.
 
         A fault in the model is seen by every runner that shares it: plant on a `broken_copy`.
@@ -109,7 +120,7 @@ def broken_copy(model: Model) -> Model:
     return Model(copy.deepcopy(model.core), model.tokenizer, name=model.name, choices=dict(model.choices))
 
 
-def candidate_for(fault: Fault, model: Model, runner: str | None = None) -> ModelRunner:
+def candidate_for(fault: Fault, model: Model, runner: str | None = None) -> Any:
     """Build a runner on a copy of `model` for `fault`: the one that shows it best, or the one named."""
     name = runner or fault.runners[0]
     if name not in fault.runners:
@@ -117,6 +128,10 @@ def candidate_for(fault: Fault, model: Model, runner: str | None = None) -> Mode
             f"fault {fault.name!r} does not show in {name}; choose from {', '.join(fault.runners)}"
         )
     own = broken_copy(model)
+    if fault.way == "diffusion":
+        from twinrun.faults.canvas_runners import build_canvas_runner
+
+        return build_canvas_runner(name, own)
     if name == "recompute":
         return Recompute(own)
     return SinglePass(own) if name == "single-pass" else KVCache(own, cache=name.partition(":")[2])

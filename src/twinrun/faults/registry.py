@@ -10,6 +10,7 @@ from twinrun.faults import (
     attention,
     attention_scores,
     caches,
+    canvases,
     heads,
     ids,
     masks,
@@ -23,6 +24,7 @@ from twinrun.faults import (
     routers,
     scales,
     scores,
+    skips,
     teaching_gpt,
 )
 from twinrun.faults.fault import Fault
@@ -70,6 +72,15 @@ _FACTORIES: tuple[Callable[[], Fault], ...] = (
     scores.scores_after_sorting,
     scores.softmax_in_half,
     teaching_gpt.cached_position_always_zero,
+    skips.compares_rows,
+    skips.local_positions,
+    skips.early_states_to_head,
+    skips.keys_rotated_twice,
+    skips.first_row_decides,
+    canvases.mask_id_committed,
+    canvases.prompt_mask_overwritten,
+    canvases.factor_off_by_one,
+    canvases.canvas_padding_attended,
 )
 FAULTS: dict[str, Callable[[], Fault]] = {factory().name: factory for factory in _FACTORIES}
 

@@ -8,6 +8,8 @@ from functools import cache
 from typing import Any, Literal
 
 from twinrun.errors import ConfigError
+from twinrun.faults.canvas_judged import clean_words, judge_canvas_fault, trace_clean
+from twinrun.faults.canvas_runners import CANVAS_RUNNERS
 from twinrun.faults.fault import Fault
 from twinrun.faults.judged import Judged, judge_fault
 from twinrun.faults.registry import FAULTS, get_fault
@@ -165,9 +167,7 @@ def run_suite(
         if on_progress is not None:
             on_progress(number, total, f"{fault.name}, {family}, {dtype}")
         if not any((row.fault, row.family, row.dtype) == (fault.name, family, dtype) for row in found.faults):
-            model = _model(family, dtype)
-            cases = probes(model, max_tokens=PROBE_TOKENS)
-            found.faults.append(judge_fault(fault, Recompute(model), model, cases, family=family))
+            found.faults.append(_judged(fault, family, dtype))
             keep(found)
     for number, (family, dtype, runner) in enumerate(pairs, len(grid)):
         if on_progress is not None:
@@ -178,19 +178,32 @@ def run_suite(
     return found
 
 
+def _judged(fault: Fault, family: str, dtype: str) -> Judged:
+    """Plant one fault in one family: verdict and blame judge it, or, on a canvas, the trace."""
+    model = _model(family, dtype)
+    if fault.way == "diffusion":
+        return judge_canvas_fault(fault, model, family=family)
+    cases = probes(model, max_tokens=PROBE_TOKENS)
+    return judge_fault(fault, Recompute(model), model, cases, family=family)
+
+
 def _clean_grid(
     grid: list[tuple[Fault, str, str]], dtypes: Sequence[str], which: str
 ) -> list[tuple[str, str, str]]:
     """(family, precision, runner) to be run without a fault; families that no cached run can follow are left out."""
     if which == "all":
         whole = ((f, d, r) for f in zoo.FAMILIES for d in dtypes for r in zoo.CANDIDATES)
-        return [(f, d, r) for f, d, r in whole if (f, r, d) not in zoo.KNOWN]
+        canvases = [(f, d, r) for f in zoo.MASKED for d in dtypes for r in CANVAS_RUNNERS]
+        return [(f, d, r) for f, d, r in whole if (f, r, d) not in zoo.KNOWN] + canvases
     return sorted({(family, d, fault.runners[0]) for fault, family, d in grid}) if which == "same" else []
 
 
 def judge_clean(family: str, dtype: str, runner: str) -> Clean:
     """Verdict and blame of a runner without a fault."""
     model = _model(family, dtype)
+    if runner in CANVAS_RUNNERS:
+        verdict_word, named = clean_words(trace_clean(model, runner))
+        return Clean(family=family, dtype=dtype, runner=runner, verdict=verdict_word, named=named)
     sides = Recompute(model), build_runner(runner, model)
     cases = probes(model, max_tokens=PROBE_TOKENS)
     verdict = verify(*sides, cases, explain=False)
@@ -202,7 +215,7 @@ def judge_clean(family: str, dtype: str, runner: str) -> Clean:
 def _families(fault: Fault, count: int) -> Iterator[str]:
     """The first `count` families that can have a fault."""
     others = [family for family in zoo.FAMILIES if family not in ORDER]
-    for family in (*ORDER, *others):
+    for family in zoo.MASKED if fault.way == "diffusion" else (*ORDER, *others):
         runs = (family, fault.runners[0], "float32") not in zoo.KNOWN
         if count and runs and fault.applies(_model(family, "float32")) is None:
             count -= 1

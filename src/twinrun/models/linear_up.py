@@ -54,10 +54,14 @@ class Up(TorchFunctionMode):
             return func(*args, **kwargs)
         if func is Tensor.float:
             return args[0].double()
-        if any(a is torch.float32 for a in args):
-            args = tuple(torch.float64 if a is torch.float32 else a for a in args)
-        if any(v is torch.float32 for v in kwargs.values()):
-            kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in kwargs.items()}
+        for a in args:  # plain loops: this runs at every call of torch in a raised pass
+            if a is torch.float32:
+                args = tuple(torch.float64 if a is torch.float32 else a for a in args)
+                break
+        for v in kwargs.values():
+            if v is torch.float32:
+                kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in kwargs.items()}
+                break
         return func(*args, **kwargs)
 
     def _raised(self, value: Any) -> Any:

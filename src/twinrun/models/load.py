@@ -1,4 +1,4 @@
-"""Load any transformers causal LM: a hub name, a folder, a built-in, or objects in memory."""
+"""Load a transformers causal LM, a LLaDA or a Dream: a hub name, a folder, a built-in, or objects in memory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def load(
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> Model:
-    """Return a `Model`, ready for any runner.
+    """Return a `Model`, ready for any runner; a masked-diffusion model (`is_causal` is False) for `twinrun.Diffusion`.
 
     Args:
         source: "builtin:NAME", a checkpoint folder, a hub name, or a causal LM that is already in memory.

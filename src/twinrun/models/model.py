@@ -24,7 +24,7 @@ Prompt = str | Sequence[int] | Tensor
 
 
 class Model:
-    """A loaded causal LM. `model` is the transformers module itself, unchanged; `tokenizer` may be None.
+    """A loaded causal LM or masked-diffusion model. `model` is the transformers module itself.
 
     Attributes:
         model: the module, in evaluation mode.

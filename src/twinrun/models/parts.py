@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
 from twinrun.errors import UnsupportedModelError
 from twinrun.models.model import Model
+from twinrun.models.positions import as_mask
 
 Rotary = tuple[Tensor, Tensor]
 At = slice | Tensor
@@ -136,7 +140,7 @@ class Parts:
             slots: keys and values to write to (at `slots.at`) and to attend to; None attends to these tokens alone.
         """
         if mask is not None:
-            mask = mask.expand(-1, -1, hidden.shape[1], -1)
+            mask = as_mask(self.model, mask.expand(-1, -1, hidden.shape[1], -1))
         out = self._layers[index](
             hidden,
             attention_mask=mask,
@@ -147,6 +151,27 @@ class Parts:
         )
         found: Tensor = out if isinstance(out, Tensor) else out[0]
         return found
+
+    def write(self, index: int, hidden: Tensor, rotary: Rotary, slots: Slots) -> bool:
+        """Write the keys and values of a layer's input to `slots.at` and compute nothing else of the layer.
+
+        Returns:
+            Whether it was done: only layers of Llama and Qwen2 are known well enough.
+        """
+        layer: Any = self._layers[index]
+        if type(layer) not in (LlamaDecoderLayer, Qwen2DecoderLayer):
+            return False
+        attention = layer.self_attn
+        normed = layer.input_layernorm(hidden)
+        keys, values = (
+            projection(normed).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+            for projection in (attention.k_proj, attention.v_proj)
+        )
+        cos, sin = (part[:, None] for part in rotary)
+        low, high = keys.chunk(2, dim=-1)
+        turned = torch.cat((-high, low), dim=-1)
+        slots.update(keys * cos + turned * sin, values, attention.layer_idx)
+        return True
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of `[rows, tokens, width]` behind the last layer: norm, head, and what follows it."""

@@ -163,6 +163,8 @@ def refuse_packed(module: nn.Module) -> None:
         UnsupportedModelError: names the first such module.
     """
     for name, part in module.named_modules():
+        if getattr(type(part), "one_up", False):
+            continue  # our own int8 layers, whose integers and scales are exact in any precision
         own = [*part._parameters.values(), *part._buffers.values()]
         kinds = {t.dtype for t in own if t is not None}
         is_small = any(d.itemsize == 1 and d not in (torch.bool, torch.uint8) for d in kinds)

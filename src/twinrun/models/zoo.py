@@ -112,6 +112,14 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt-post": ("GPTConfig", {**OURS, "norm": "post"}),
 }
 FAMILIES = tuple(CONFIGS)
+MASKED: dict[str, tuple[str, dict[str, Any]]] = {
+    "llada": (
+        "LlamaConfig",
+        {**BASE, "num_hidden_layers": 4, "num_key_value_heads": 4, "is_causal": False, "mask_token_id": 319},
+    ),
+    "llada-gqa": ("LlamaConfig", {**BASE, "num_hidden_layers": 4, "is_causal": False, "mask_token_id": 319}),
+}
+"""Masked-diffusion models, which look both ways. Each finds its own mask likely, as one that was hardly trained may."""
 ROUTED = ("qwen3moe", "mixtral", "deepseek3", "gptoss")
 DTYPES = ("float32", "bfloat16", "float16")
 CANDIDATES = ("single-pass", "kv-cache:dynamic", "kv-cache:static")
@@ -142,7 +150,7 @@ REFUSED: dict[tuple[str, str], str] = {
 def make(family: str, dtype: str = "float32", seed: int = 0) -> Model:
     """Build one model. Biases and norms get noise too: at zeros and ones a fault in them would not show."""
     torch.manual_seed(seed)
-    name, settings = CONFIGS[family]
+    name, settings = {**CONFIGS, **MASKED}[family]
     config = getattr(gpt if hasattr(gpt, name) else hf, name)(**settings)
     build: Any = hf.AutoModelForCausalLM.from_config
     module = build(config, dtype=getattr(torch, dtype)).eval()
@@ -150,4 +158,9 @@ def make(family: str, dtype: str = "float32", seed: int = 0) -> Model:
         for parameter in module.parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.1 * torch.randn(parameter.shape).to(parameter.dtype))
+        if family in MASKED:
+            mask = settings["mask_token_id"]
+            usual = module.model(torch.full((1, 8), mask), use_cache=False).last_hidden_state.mean((0, 1))
+            row = module.lm_head.weight[mask]
+            row.copy_(2 * usual * row.norm() / usual.norm())
     return load(module)

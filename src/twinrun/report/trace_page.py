@@ -9,6 +9,7 @@ from twinrun.report import html, trace_pairs, trace_view
 from twinrun.report.trace_pack import pack
 
 SCRIPTS = (
+    "words.js",
     "trace_data.js",
     "trace_map.js",
     "trace_strip.js",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from twinrun.errors import ConfigError, ShapeError
 from twinrun.runners.captured import CapturedStep
-from twinrun.runners.forward import Padded, Reader
+from twinrun.runners.forward import Padded, Reader, cache_lengths
 from twinrun.runners.ring import RollingCache
 from twinrun.runners.rollback import roll_back
 
@@ -40,6 +40,7 @@ class CachedForward:
         positions = batch.positions[:, self.reused :]
         self._lengths = batch.positions[:, -1:] + 1
         self._behind = 0
+        self._one_id = batch.ids.new_zeros(1, 1)
         self._is_static_fast = isinstance(self._read, CapturedStep) and not isinstance(
             self.cache, RollingCache
         )
@@ -57,6 +58,11 @@ class CachedForward:
     def step_settings(self) -> dict[str, Any]:
         """What a record says about a fast step; empty for the model's own forward."""
         return self._read.settings() if isinstance(self._read, CapturedStep) else {}
+
+    def cache_lengths(self) -> tuple[int, ...]:
+        """Tokens seen by each layer, padding counted."""
+        found = self._read.cache_lengths(self.cache) if isinstance(self._read, CapturedStep) else None
+        return cache_lengths(self.cache) if found is None else found
 
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         mask: Any = self.mask
@@ -81,7 +87,10 @@ class CachedForward:
             self.advance_by([[token] for token in tokens])
             return
         # Small models take under a millisecond a step, so nothing is computed here that the step does not need.
-        ids = torch.tensor([[token] for token in tokens], device=self._lengths.device)
+        if len(tokens) == 1:
+            ids = self._one_id.fill_(tokens[0])
+        else:
+            ids = torch.tensor([[token] for token in tokens], device=self._lengths.device)
         self.features = self._run(ids, None, None).select(1, -1)
         self._behind += 1
         for row, token in zip(self.tokens, tokens, strict=True):

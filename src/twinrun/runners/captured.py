@@ -111,6 +111,12 @@ class CapturedStep:
             return self._read(ids, mask=mask, positions=positions, cache=cache)
         return outs[0] if self._took is None else self._took(outs, ids.shape)
 
+    def cache_lengths(self, cache: Any) -> tuple[int, ...] | None:
+        """Tokens seen by each layer; None for a cache that no graph writes to."""
+        if cache is not self._cache or cache is None:
+            return None
+        return (self._layers[0].seen,) * len(self._layers)  # all have seen the same, or the graph is not used
+
     def settings(self) -> dict[str, Any]:
         """What a record says about the step: seconds spent before it was fast, and why it was not used, if so."""
         found: dict[str, Any] = {"step": self.name, "steps_replayed": self.replayed}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from twinrun.runners.cached import CachedForward
-from twinrun.runners.forward import cache_lengths, forward
+from twinrun.runners.forward import forward
 
 if TYPE_CHECKING:
     from twinrun.runners.kvcache import KVCache
@@ -39,7 +39,7 @@ class CachedDecoding:
 
     def cache_lengths(self) -> tuple[int, ...]:
         """Cached positions a layer."""
-        return cache_lengths(self._state.cache) if self._state is not None else ()
+        return self._state.cache_lengths() if self._state is not None else ()
 
     def settings(self) -> dict[str, Any]:
         """What the record of a run says about a fast step."""

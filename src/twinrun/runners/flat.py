@@ -10,6 +10,7 @@ import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from twinrun.errors import UnsupportedModelError
+from twinrun.runners.scratch import is_once
 from twinrun.runners.views import has_effect, merge_views
 
 aten = torch.ops.aten
@@ -28,6 +30,9 @@ DIRECT: dict[Any, Callable[..., Any]] = {
     aten.mm.default: torch.mm,
     aten.mv.default: torch.mv,
     aten.addmv.default: torch.addmv,
+    aten.addmv.out: torch.addmv,
+    aten.mv.out: torch.mv,
+    aten.unbind.int: torch.unbind,
     aten.matmul.default: torch.matmul,
     aten.embedding.default: torch.embedding,
     aten.layer_norm.default: torch.layer_norm,
@@ -36,6 +41,7 @@ DIRECT: dict[Any, Callable[..., Any]] = {
     aten.silu.default: torch._C._nn.silu,
     aten.tanh.default: torch.tanh,
     aten.add.Tensor: torch.add,
+    aten.add_.Tensor: Tensor.add_,
     aten.sub.Tensor: torch.sub,
     aten.mul.Tensor: torch.mul,
     aten.neg.default: torch.neg,
@@ -49,6 +55,7 @@ DIRECT: dict[Any, Callable[..., Any]] = {
     aten.as_strided.default: torch.as_strided,
     aten.view.default: Tensor.view,
     aten.expand.default: Tensor.expand,
+    aten.empty.memory_format: torch.empty,
     aten.copy_.default: Tensor.copy_,
 }
 """Operators with a C function that takes the same arguments in the same order."""
@@ -155,6 +162,7 @@ class _Writer:
 
     def write(self) -> Flat:
         lines: list[str] = []
+        once: list[str] = []
         inputs: list[str] = []
         for node in self._graph.graph.nodes:
             self._names[node] = node.name
@@ -170,6 +178,8 @@ class _Writer:
                 )
             elif node.op == "output":
                 lines.append(f"return {self._text(node.args[0])}")
+            elif node.op == "call_function" and is_once(node):
+                once.append(f"{node.name} = {self._call(node)}")
             elif node.op == "call_function":
                 lines.append(f"{node.name} = {self._call(node)}{self._freed(node)}")
             else:
@@ -179,7 +189,10 @@ class _Writer:
         flat = self._flat
         outer = ", ".join([*flat.calls, *flat.constants, *flat.weights, *flat.prepared])
         body = "".join(f"        {line}\n" for line in lines)
-        flat.source = f"def make({outer}):\n    def step({', '.join(inputs)}):\n{body}    return step\n"
+        ahead = "".join(f"    {line}\n" for line in once)
+        flat.source = (
+            f"def make({outer}):\n{ahead}    def step({', '.join(inputs)}):\n{body}    return step\n"
+        )
         return flat
 
     def _attribute(self, node: Node) -> str:
@@ -202,7 +215,7 @@ class _Writer:
         """Let go of tensors after their last use, so that their memory is used again."""
         kept = self._flat.prepared
         ended = [u for u in node.all_input_nodes if self._last[u] is node and u.op == "call_function"]
-        done = [self._names[u] for u in ended if u.name not in kept]
+        done = [self._names[u] for u in ended if u.name not in kept and not is_once(u)]
         done += [] if node in self._last else [node.name]
         return f"; del {', '.join(done)}" if done else ""
 
@@ -219,7 +232,8 @@ class _Writer:
         return f"{self._function(target)}({', '.join([*args, *named])})"
 
     def _function(self, target: Any) -> str:
-        name = "f_" + "".join(c if c.isalnum() else "_" for c in str(target))
+        title = target.__name__ if isinstance(target, FunctionType) else str(target)
+        name = "f_" + "".join(c if c.isalnum() else "_" for c in title)
         if not callable(target):
             raise UnsupportedModelError(f"a captured step calls {target}; use step='eager'")
         self._flat.calls[name] = (

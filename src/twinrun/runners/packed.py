@@ -3,7 +3,11 @@
 On a processor torch sends a bfloat16 product to oneDNN, which sorts the weights anew at every call; for one row that
 costs more than the product itself. torch's own matrix-vector kernel reads each weight once and accumulates in float32.
 It wants `[out, in]`: weights stored the other way round (GPT-2's) are copied once, and again when they have changed. In
-float32 a matrix times a vector is a sixth faster than the same product as a matrix of one row; nothing is copied there.
+float32 a matrix times a vector is a sixth faster than the same product as a matrix of one row where weights come from
+a cache; where they come from memory it is not (GPT-2), so nothing is copied there.
+
+Int8 weights (`twinrun.models.int8`) have a kernel of their own for a row. Around the products, what would be allocated
+and named anew in every step is made once a run (`scratch.py`, `gathered.py`).
 """
 
 from __future__ import annotations
@@ -16,7 +20,10 @@ from torch.fx import GraphModule, Node
 
 from twinrun.runners.captured import CapturedStep, close
 from twinrun.runners.flat import Flat, flatten, simplify
+from twinrun.runners.gathered import block_of, gather, write_pairs
+from twinrun.runners.int8_rows import rewrite_int8
 from twinrun.runners.peephole import lay_flat, stack
+from twinrun.runners.scratch import add_in_place, settle
 from twinrun.runners.views import merge_views
 
 aten = torch.ops.aten
@@ -35,15 +42,32 @@ class PackedStep(CapturedStep):
     """
 
     name = "packed"
+    _block: Tensor | None = None
+
+    def _open(self, cache: Any, mask: Tensor | None) -> None:
+        super()._open(cache, mask)
+        self._block = (
+            block_of(self._buffers) if self.why is None and self._model.device.type == "cpu" else None
+        )
+        if self._block is not None:
+            self._buffers += [self._block, self._block.view(-1, 2, *self._block.shape[1:])]
+            self._key = (self._key, "block")
 
     def written(self, graph: GraphModule) -> Flat:
         """Rewrite the products and return the flat function."""
         if self._model.device.type == "cpu":
             simplify(graph)
             rewrite(graph)
+            rewrite_int8(graph)
             lay_flat(graph)
             merge_views(graph)
             stack(graph)
+            if self._block is not None:
+                gather(graph, 2 * len(self._layers))
+            add_in_place(graph)
+            settle(graph)
+            if self._block is not None:
+                write_pairs(graph)
         return flatten(graph, self._model.core)
 
     def agrees(self, got: Tensor, want: Tensor) -> bool:

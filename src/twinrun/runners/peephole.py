@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from twinrun.runners.int8_rows import int8_rows, int8_rows_biased
 from twinrun.runners.views import RESHAPES, has_effect
 
 aten = torch.ops.aten
 MAX_STACKED_BYTES = 1_000_000
 """Weights up to this size are stacked: that copies them, and what it saves is the cost of a call."""
-PRODUCTS = (aten.mv.default, aten.addmv.default)
+PRODUCTS = (aten.mv.default, aten.addmv.default, int8_rows, int8_rows_biased)
+"""Products with one row; that row is their last argument."""
 BY_NUMBER = {
     aten.add.Tensor,
     aten.sub.Tensor,
@@ -43,30 +45,35 @@ def stacked(*parts: Tensor) -> Tensor:
 
 
 def lay_flat(graph: GraphModule) -> int:
-    """Let operators on one row work on `[width]`; returns how many. Views are left to be merged."""
+    """Let operators on one row work on `[width]`; returns how many. Views are left to be merged.
+
+    Int8 products want `[1, width]`; where there are any, everything takes that form.
+    """
     count = 0
+    is_int8 = any(node.target in (int8_rows, int8_rows_biased) for node in graph.graph.nodes)
+    ahead = [1] if is_int8 else []
     for node in list(graph.graph.nodes):
         if not _works_on_last_axis(node):
             continue
         value: Any = node.meta["val"]
         with graph.graph.inserting_before(node):
-            inputs = {used: _vector(graph, used) for used in node.all_input_nodes}
+            inputs = {used: _vector(graph, used, ahead) for used in node.all_input_nodes}
         with graph.graph.inserting_after(node):
             back = graph.graph.call_function(aten.reshape.default, (node, list(value.shape)))
         node.replace_all_uses_with(back, delete_user_cb=lambda user, back=back: user is not back)
         for used, vector in inputs.items():
             node.replace_input_with(used, vector)
-        back.meta["val"], node.meta["val"] = value, value.reshape(-1)
+        back.meta["val"], node.meta["val"] = value, value.reshape([*ahead, -1])
         count += 1
     return count
 
 
-def _vector(graph: GraphModule, node: Node) -> Node:
+def _vector(graph: GraphModule, node: Node, ahead: list[int]) -> Node:
     value: Any = node.meta.get("val")
     if value is None or value.ndim == 1:
         return node
-    made = graph.graph.call_function(aten.reshape.default, (node, [int(value.shape[-1])]))
-    made.meta["val"] = value.reshape(-1)
+    made = graph.graph.call_function(aten.reshape.default, (node, [*ahead, int(value.shape[-1])]))
+    made.meta["val"] = value.reshape([*ahead, -1])
     return made
 
 
@@ -128,7 +135,7 @@ def _join(graph: GraphModule, group: list[Node]) -> None:
             at += size
     for node in group:  # only now: new nodes are put in before the first
         graph.graph.erase_node(node)
-    whole.meta["val"] = kind.new_empty(at)
+    whole.meta["val"] = kind.new_empty([*kind.shape[:-1], at])
 
 
 def _hand_out(graph: GraphModule, node: Node, whole: Node, at: int) -> None:
@@ -140,6 +147,9 @@ def _hand_out(graph: GraphModule, node: Node, whole: Node, at: int) -> None:
             strides = [int(torch.Size(sizes[axis + 1 :]).numel()) for axis in range(len(sizes))]
             user.target, user.args, user.kwargs = aten.as_strided.default, (whole, sizes, strides, at), {}
     if node.users:
-        part = graph.graph.call_function(aten.narrow.default, (whole, 0, at, int(node.meta["val"].numel())))
+        axis = node.meta["val"].ndim - 1
+        part = graph.graph.call_function(
+            aten.narrow.default, (whole, axis, at, int(node.meta["val"].numel()))
+        )
         part.meta["val"] = node.meta["val"]
         node.replace_all_uses_with(part)

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import Cache, CacheLayerMixin  # type: ignore[attr-defined]  # its stub leaves the second out
 
 from twinrun.errors import ConfigError
+from twinrun.runners.room import Room
 from twinrun.runners.window import Window
 
 
@@ -21,6 +22,7 @@ class RingLayer(CacheLayerMixin):  # type: ignore[misc]
         window: tokens that a query may see, itself included; None for all of them.
         length: tokens that will be fed in all; a shorter text needs fewer slots than the window has.
         is_sliding: whether the model's own code masks this layer as sliding (transformers picks masks by that).
+        room: memory shared with the other layers, in which this is layer `number`; None is memory of its own.
 
     Cost: one write of one token a step, in place; a forward of several tokens behind the first joins the ring and
     them, in order, once.
@@ -28,8 +30,17 @@ class RingLayer(CacheLayerMixin):  # type: ignore[misc]
 
     is_croppable = False
 
-    def __init__(self, window: int | None, length: int, *, is_sliding: bool = False) -> None:
+    def __init__(
+        self,
+        window: int | None,
+        length: int,
+        *,
+        is_sliding: bool = False,
+        room: Room | None = None,
+        number: int = 0,
+    ) -> None:
         super().__init__()
+        self._room, self._number = room or Room(2), number if room else 0
         self.window, self.slots = window, length if window is None else min(window, length)
         self.is_sliding = is_sliding
         self.seen = 0
@@ -38,7 +49,8 @@ class RingLayer(CacheLayerMixin):  # type: ignore[misc]
         """Allocate all slots, `[rows, heads, slots, head_dim]`, in the precision and place of what is stored."""
         self.dtype, self.device = key_states.dtype, key_states.device
         self.keys, self.values = (
-            s.new_zeros(*s.shape[:2], self.slots, s.shape[-1]) for s in (key_states, value_states)
+            self._room.part(2 * self._number + i, states, self.slots)
+            for i, states in enumerate((key_states, value_states))
         )
         self.is_initialized = True
 
@@ -149,8 +161,12 @@ class RollingCache(Cache):
 
     def __init__(self, window: Window, length: int) -> None:
         """Make empty rings for a text of `length` tokens a row."""
-        pairs = zip(window.layers, window.own, strict=True)
-        self.rings = [RingLayer(w, length, is_sliding=own is not None) for w, own in pairs]
+        pairs = list(zip(window.layers, window.own, strict=True))
+        room = Room(2 * len(pairs)) if len(set(window.layers)) == 1 else None
+        self.rings = [
+            RingLayer(w, length, is_sliding=own is not None, room=room, number=number)
+            for number, (w, own) in enumerate(pairs)
+        ]
         super().__init__(layers=list(self.rings))
         self.window = window
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import Cache, CacheLayerMixin  # type: ignore[attr-defined]  # its stub leaves the second out
 
 from twinrun.errors import ConfigError
+from twinrun.runners.room import Room
 
 
 class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -15,15 +16,17 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
 
     is_croppable = True
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, room: Room, number: int) -> None:
         super().__init__()
         self.slots, self.seen = slots, 0
+        self._room, self._number = room, number
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate all slots, `[rows, heads, slots, head_dim]`, in the precision and place of what is stored."""
         self.dtype, self.device = key_states.dtype, key_states.device
         self.keys, self.values = (
-            s.new_zeros(*s.shape[:2], self.slots, s.shape[-1]) for s in (key_states, value_states)
+            self._room.part(2 * self._number + i, states, self.slots)
+            for i, states in enumerate((key_states, value_states))
         )
         self.is_initialized = True
 
@@ -72,4 +75,5 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
 
 def slot_cache(num_layers: int, slots: int) -> Any:
     """Return an empty cache of `num_layers` layers with `slots` slots each."""
-    return Cache(layers=[SlotLayer(slots) for _ in range(num_layers)])
+    room = Room(2 * num_layers)
+    return Cache(layers=[SlotLayer(slots, room, number) for number in range(num_layers)])

@@ -39,7 +39,8 @@ def merge_views(graph: GraphModule) -> None:
 def has_effect(node: Node) -> bool:
     """Whether a node must stay although nobody reads it: inputs, the output, writes into the cache."""
     schema = getattr(node.target, "_schema", None)
-    return node.op in ("placeholder", "output") or bool(schema is not None and schema.is_mutable)
+    is_writer = "out" in node.kwargs or (schema is not None and schema.is_mutable)
+    return node.op in ("placeholder", "output") or is_writer
 
 
 def _shape(node: Node) -> tuple[int, ...] | None:

@@ -11,7 +11,7 @@ import json
 import zlib
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,35 +21,36 @@ from torch import Tensor
 
 from twinrun.errors import ConfigError
 from twinrun.records.write import write_bytes, write_json
-from twinrun.trace.step import TracedStep
 
 PACK_STEPS = 512
 STATES_BYTES = 256 * 2**20
 """Hidden states (level "states") that one side keeps; later steps keep fingerprints only."""
 CHECKSUMS = "checksums.json"
-ROW = pa.struct(
-    [
-        ("position", pa.int64()),
-        ("token", pa.int64()),
-        ("logprob", pa.float64()),
-        ("top_ids", pa.list_(pa.int64())),
-        ("top_probs", pa.list_(pa.float64())),
-        ("entropy", pa.float64()),
-        ("margin", pa.float64()),
-    ]
-)
-SCHEMA = pa.schema(
-    [
-        ("step", pa.int64()),
-        ("seconds", pa.float64()),
-        ("first", pa.int64()),
-        ("last", pa.int64()),
-        ("position_ids", pa.list_(pa.int64())),
-        ("cache", pa.list_(pa.int64())),
-        ("keys", pa.list_(pa.int64())),
-        ("rows", pa.list_(ROW)),
-    ]
-)
+
+
+class Recorded(Protocol):
+    """A step that can be written: plain columns, and tensors under names."""
+
+    step: int
+
+    @property
+    def columns(self) -> pa.Schema:
+        """Names and types of what `to_json` returns."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the tensors as plain JSON types."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Tensors by name."""
+
+    def set_tensors(self, found: dict[str, Tensor]) -> None:
+        """Take the tensors that were read back."""
+
+    def drop_states(self) -> None:
+        """Forget the tensors that count against the limit of bytes."""
+
+    def state_bytes(self) -> int:
+        """Bytes of the tensors that count against the limit."""
 
 
 class Journal:
@@ -67,7 +68,7 @@ class Journal:
         """Open the first journal."""
         self.folder, self.left = folder, max_bytes
         self.pack_number = 0
-        self.steps: list[TracedStep] = []
+        self.steps: list[Recorded] = []
         self.sums: dict[str, str] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -79,18 +80,16 @@ class Journal:
                 f"cannot write {folder}: {error.strerror or error}; choose another --out"
             ) from error
 
-    def add(self, step: TracedStep) -> None:
+    def add(self, step: Recorded) -> None:
         """Append one step; it is on disk when this returns."""
-        if step.states is not None:
-            self.left -= step.states.numel() * step.states.element_size()
-            if self.left < 0:
-                step.states = None
+        self.left -= step.state_bytes()
+        if self.left < 0:
+            step.drop_states()
         tensors = {}
-        for name, tensor in (("hidden", step.hidden), ("states", step.states)):
-            if tensor is not None:
-                data = as_bytes(tensor)
-                self.bin.write(data)
-                tensors[name] = [str(tensor.dtype).removeprefix("torch."), list(tensor.shape), len(data)]
+        for name, tensor in step.tensors().items():
+            data = as_bytes(tensor)
+            self.bin.write(data)
+            tensors[name] = [str(tensor.dtype).removeprefix("torch."), list(tensor.shape), len(data)]
         line = json.dumps({**step.to_json(), "tensors": tensors}, separators=(",", ":"), allow_nan=False)
         data = line.encode()
         self.lines.write(b"%08x %s\n" % (zlib.crc32(data), data))
@@ -119,7 +118,7 @@ class Journal:
             return
         stem = f"{self.pack_number:05d}"
         self._write(f"hidden-{stem}.safetensors", save(_tensors(self.steps)))
-        table = pa.Table.from_pylist([step.to_json() for step in self.steps], schema=SCHEMA)
+        table = pa.Table.from_pylist([step.to_json() for step in self.steps], schema=self.steps[0].columns)
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         self._write(f"steps-{stem}.parquet", sink.getvalue().to_pybytes())
@@ -136,15 +135,9 @@ class Journal:
 
 def as_bytes(tensor: Tensor) -> bytes:
     """Raw little-endian bytes of a tensor of any dtype."""
-    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def _tensors(steps: list[TracedStep]) -> dict[str, Tensor]:
+def _tensors(steps: list[Recorded]) -> dict[str, Tensor]:
     """Tensors of many steps under names that carry the step."""
-    found: dict[str, Any] = {}
-    for step in steps:
-        if step.hidden is not None:
-            found[f"hidden.{step.step}"] = step.hidden.contiguous()
-        if step.states is not None:
-            found[f"states.{step.step}"] = step.states.contiguous()
-    return found
+    return {f"{name}.{s.step}": tensor.contiguous() for s in steps for name, tensor in s.tensors().items()}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,12 +17,19 @@ from safetensors.torch import load
 from torch import Tensor
 
 from twinrun.errors import TraceError
-from twinrun.trace.journal import CHECKSUMS
-from twinrun.trace.step import TracedStep
+from twinrun.trace.journal import CHECKSUMS, Recorded
+
+Step = TypeVar("Step", bound=Recorded)
+Read = Callable[[dict[str, Any]], Step]
+"""Makes a step of what its `to_json` wrote."""
 
 
-def read_steps(folder: Path) -> list[TracedStep]:
+def read_steps(folder: Path, read: Read[Step]) -> list[Step]:
     """Return the steps of one side, in order.
+
+    Args:
+        folder: what a `Journal` wrote.
+        read: `from_json` of the steps' class.
 
     Raises:
         TraceError: a file is missing, truncated or changed (checksums), a journal line before the last is broken,
@@ -33,18 +40,17 @@ def read_steps(folder: Path) -> list[TracedStep]:
         journal = folder / f"journal-{path.stem.removeprefix('steps-')}.jsonl"
         if path.name not in sums and not journal.exists():
             raise TraceError(f"{folder / CHECKSUMS} does not know {path.name}; record the trace again")
-    steps: list[TracedStep] = []
+    steps: list[Step] = []
     for name in sorted(n for n in sums if n.endswith(".parquet")):
         number = name.removeprefix("steps-").removesuffix(".parquet")
         tensors = _tensors(_checked(folder, f"hidden-{number}.safetensors", sums), folder)
         for found in _rows(_checked(folder, name, sums), folder / name):
-            step = TracedStep.from_json(found)
-            step.hidden = tensors.get(f"hidden.{step.step}")
-            step.states = tensors.get(f"states.{step.step}")
+            step = read(found)
+            step.set_tensors(tensors.get(step.step, {}))
             steps.append(step)
     for path in sorted(folder.glob("journal-*.jsonl")):
         if f"steps-{path.stem.removeprefix('journal-')}.parquet" not in sums:
-            steps += _journal(path)
+            steps += _journal(path, read)
     numbers = [step.step for step in steps]
     if numbers != list(range(len(numbers))):
         raise TraceError(
@@ -86,14 +92,19 @@ def _rows(data: bytes, path: Path) -> list[dict[str, Any]]:
         raise TraceError(f"{path} is not a Parquet file ({error}); record the trace again") from error
 
 
-def _tensors(data: bytes, folder: Path) -> dict[str, Tensor]:
+def _tensors(data: bytes, folder: Path) -> dict[int, dict[str, Tensor]]:
+    """Tensors of each step by name."""
+    found: dict[int, dict[str, Tensor]] = {}
     try:
-        return load(data)
+        for key, tensor in load(data).items():
+            name, _, step = key.rpartition(".")
+            found.setdefault(int(step), {})[name] = tensor
+        return found
     except SafetensorError as error:
         raise TraceError(f"{folder}: not a safetensors file ({error}); record the trace again") from error
 
 
-def _journal(path: Path) -> Iterator[TracedStep]:
+def _journal(path: Path, read: Read[Step]) -> Iterator[Step]:
     """Steps of a journal. A last line or tensor that a kill cut off is left out; any other damage is an error."""
     lines = path.read_bytes().split(b"\n")
     data = path.with_suffix(".bin").read_bytes() if path.with_suffix(".bin").exists() else b""
@@ -103,11 +114,13 @@ def _journal(path: Path) -> Iterator[TracedStep]:
         if checksum.decode("ascii", "replace") != f"{zlib.crc32(text):08x}":
             raise TraceError(f"{path} line {number} was changed after it was written; record the trace again")
         found = json.loads(text)
-        step = TracedStep.from_json(found)
+        step = read(found)
+        tensors: dict[str, Tensor] = {}
         for name, (dtype, shape, size) in found["tensors"].items():
             if at + size > len(data):
                 return
             kind: torch.dtype = getattr(torch, dtype)
-            setattr(step, name, torch.frombuffer(bytearray(data[at : at + size]), dtype=kind).reshape(shape))
+            tensors[name] = torch.frombuffer(bytearray(data[at : at + size]), dtype=kind).reshape(shape)
             at += size
+        step.set_tensors(tensors)
         yield step

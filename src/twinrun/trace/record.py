@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,14 +12,15 @@ from twinrun.records.write import write_json
 from twinrun.trace.divergence import Divergence, first_divergence
 from twinrun.trace.identity import why_different
 from twinrun.trace.journal import Journal
+from twinrun.trace.meta import META, read_meta
 from twinrun.trace.reader import read_steps
 from twinrun.trace.recorder import Level
 from twinrun.trace.side import Side
+from twinrun.trace.step import TracedStep
 from twinrun.verify.culprit import Blame
 from twinrun.verify.verdict import Verdict
 
 SCHEMA = "twinrun.trace/1"
-META = "trace.json"
 SIDES: tuple[Literal["reference", "candidate"], ...] = ("reference", "candidate")
 
 
@@ -106,7 +106,7 @@ class Trace:
             TraceError: no trace, or one that was truncated or changed.
         """
         place = Path(folder)
-        meta = _meta(place)
+        meta = read_meta(place, SCHEMA)
         try:
             found = cls(
                 **{name: meta[name] for name in ("model", "dtype", "mode", "level", "settings", "env")},
@@ -121,7 +121,7 @@ class Trace:
             for who in SIDES:
                 if who in meta["sides"]:
                     side = Side(**meta["sides"][who])
-                    side.steps = read_steps(place / who)
+                    side.steps = read_steps(place / who, TracedStep.from_json)
                     setattr(found, who, side)
         except (KeyError, TypeError, AttributeError) as error:
             raise TraceError(f"{place / META} lacks {error}; record the trace again") from error
@@ -149,17 +149,3 @@ def _repair(found: Trace) -> None:
         side.tokens = side.tokens or [row.token for row in rows if row.token is not None]
     if found.candidate.steps:
         found.first_divergence = first_divergence(found.reference, found.candidate, {}, None)
-
-
-def _meta(place: Path) -> dict[str, Any]:
-    path = place / META
-    if not path.is_file():
-        raise TraceError(f"{place} holds no {META}; give a folder that `twinrun trace --out` wrote")
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise TraceError(f"{path} was truncated or changed ({error}); record the trace again") from error
-    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
-        kind = found.get("schema") if isinstance(found, dict) else type(found).__name__
-        raise TraceError(f"{path} is {kind!r}, not {SCHEMA!r}; read it with the version that wrote it")
-    return found

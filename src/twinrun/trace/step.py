@@ -7,10 +7,34 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 TOP_K = 5
+ROW = pa.struct(
+    [
+        ("position", pa.int64()),
+        ("token", pa.int64()),
+        ("logprob", pa.float64()),
+        ("top_ids", pa.list_(pa.int64())),
+        ("top_probs", pa.list_(pa.float64())),
+        ("entropy", pa.float64()),
+        ("margin", pa.float64()),
+    ]
+)
+COLUMNS = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("seconds", pa.float64()),
+        ("first", pa.int64()),
+        ("last", pa.int64()),
+        ("position_ids", pa.list_(pa.int64())),
+        ("cache", pa.list_(pa.int64())),
+        ("keys", pa.list_(pa.int64())),
+        ("rows", pa.list_(ROW)),
+    ]
+)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -77,6 +101,28 @@ class TracedStep:
     rows: list[Scored]
     hidden: Tensor | None = field(default=None, repr=False)
     states: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def columns(self) -> pa.Schema:
+        """Names and types of what `to_json` returns."""
+        return COLUMNS
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Fingerprints and hidden states, where they were kept."""
+        both = (("hidden", self.hidden), ("states", self.states))
+        return {name: tensor for name, tensor in both if tensor is not None}
+
+    def set_tensors(self, found: dict[str, Tensor]) -> None:
+        """Take the tensors that were read back."""
+        self.hidden, self.states = found.get("hidden"), found.get("states")
+
+    def state_bytes(self) -> int:
+        """Bytes of the hidden states."""
+        return 0 if self.states is None else self.states.nbytes
+
+    def drop_states(self) -> None:
+        """Keep fingerprints only."""
+        self.states = None
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but the tensors as plain JSON types."""

@@ -11,10 +11,13 @@ from typing import Any, Literal
 from twinrun.errors import ConfigError, near_names
 from twinrun.records.env import environment
 from twinrun.records.write import write_json
+from twinrun.trace.canvas_run import is_diffusion, trace_canvas
+from twinrun.trace.canvas_trace import CanvasTrace
 from twinrun.trace.identity import identity
 from twinrun.trace.journal import Journal
+from twinrun.trace.meta import META
 from twinrun.trace.numbers import analyse
-from twinrun.trace.record import META, SCHEMA, Trace
+from twinrun.trace.record import SCHEMA, Trace
 from twinrun.trace.recorder import LEVELS, Level, Recorder, tracing
 from twinrun.trace.side import Side
 from twinrun.verify.blame import By, check_by
@@ -34,7 +37,7 @@ def trace(
     out: str | Path | None = None,
     on_progress: Progress | None = None,
     **sampling: Any,
-) -> Trace:
+) -> Trace | CanvasTrace:
     """Record both sides step by step and find the first place where they part.
 
     Both run freely from the prompt, or, with `forced`, score the same continuation. Every forward is a step: what it
@@ -57,7 +60,8 @@ def trace(
         **sampling: as for `generate`; greedy without any.
 
     Returns:
-        A `Trace`: `first_divergence`, `blame`, `verdict`, and both sides' steps.
+        A `Trace`: `first_divergence`, `blame`, `verdict`, and both sides' steps. Of two diffusion runners a
+        `CanvasTrace`: `first_divergence`, `findings`, and both sides' steps, block by block.
 
     Raises:
         ConfigError: a prompt that is empty or too long, an unknown level, or a folder that is not empty.
@@ -71,6 +75,9 @@ def trace(
         True
     """
     _check(reference, candidate, level, by)
+    if is_diffusion(reference) or is_diffusion(candidate):
+        free = _free(forced, {"out": out, "on_progress": on_progress, "level": level, **sampling})
+        return trace_canvas(reference, candidate, prompt, max_new_tokens=max_new_tokens, **free)
     began = time.perf_counter()
     mode: Literal["free", "forced"] = "free" if forced is False else "forced"
     found = Trace(
@@ -86,10 +93,7 @@ def trace(
     sides: dict[Literal["reference", "candidate"], Any] = {"reference": reference, "candidate": candidate}
     for who, side in sides.items():
         own = ids if who == "reference" else side.model.encode(prompt, new_tokens=max_new_tokens)
-        record = Side(
-            who=who, runner=side.name, dtype=str(side.dtype), identity=identity(side.module), prompt=own
-        )
-        setattr(found, who, record)
+        setattr(found, who, _side(who, side, own))
     for side, record in zip(sides.values(), found.sides, strict=True):
         if out is not None:
             write_json(Path(out) / META, {**found.about(), "schema": SCHEMA, "complete": False})
@@ -101,6 +105,19 @@ def trace(
     if out is not None:
         write_json(Path(out) / META, {**found.about(), "schema": SCHEMA, "complete": True})
     return found
+
+
+def _side(who: Literal["reference", "candidate"], side: Any, prompt: list[int]) -> Side:
+    """A side of which nothing is recorded yet."""
+    ids = identity(side.module)
+    return Side(who=who, runner=side.name, dtype=str(side.dtype), identity=ids, prompt=prompt)
+
+
+def _free(forced: bool | Sequence[int], settings: dict[str, Any]) -> dict[str, Any]:
+    """Return `settings`, those of a free run."""
+    if forced is not False:
+        raise ConfigError("forced=... is for runs from left to right; a canvas is traced free")
+    return settings
 
 
 def _check(reference: Any, candidate: Any, level: str, by: str | None) -> None:

@@ -40,7 +40,7 @@ def judge(
         verdict=word,
         reason=reason,
         reference=_name(reference),
-        candidate=_name(candidate),
+        candidate=_name_beside(reference, candidate),
         model=str(getattr(reference, "model_name", type(reference).__name__)),
         dtype=dtype_name(low),
         positions=sum(map(len, evidence.rows)),
@@ -61,6 +61,13 @@ def judge(
 
 def _name(side: Any) -> str:
     return str(getattr(side, "name", type(side).__name__))
+
+
+def _name_beside(reference: Any, candidate: Any) -> str:
+    """Name of the candidate, with its model where that is called otherwise than the reference's."""
+    models = [getattr(side, "model_name", None) for side in (reference, candidate)]
+    name = _name(candidate)
+    return name if None in models or models[0] == models[1] else f"{name} on {models[1]}"
 
 
 def _refuse_nan_reference(evidence: Evidence, low: torch.dtype) -> None:
