@@ -41,7 +41,7 @@ assert v.culprit.kind == "positions"
 ```
 
 Faults of diffusion decoding (probe `trace`) are judged by the [trace](trace.md) of a plain run against one with the
-fault: it must find what is wrong in itself, or where the runs part, and name the right kind. Clean runs must find nothing.
+fault: it must find what is wrong in itself, or where the runs part, and name the right kind. Clean runs find nothing.
 """
 
 
