@@ -54,10 +54,10 @@ def test_plain_decoding_is_its_own_reference(capsys):
 
 
 def test_outside_the_budget_no_speed_is_shown_and_it_fails(capsys):
-    code, out, _ = run(capsys, *MODEL, "--cache", "dual", "--max-kl", "1e-12", "--json")
+    code, out, err = run(capsys, *MODEL, "--cache", "dual", "--max-kl", "1e-12", "--json")
     found = record(out)["comparison"]
     assert (code, found["verdict"]["verdict"], found["speed_up"]) == (1, "different", None)
-    assert "no speed" in out
+    assert "no speed" in err
 
 
 def test_without_a_verdict_there_is_no_speed(capsys):

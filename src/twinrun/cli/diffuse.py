@@ -33,6 +33,44 @@ twinrun diffuse builtin:diffusion --prompt "The list" --cache dual --skip token:
 
 Exit code 0: done, and the verdict on the setting passed; 1: it is `different`; 2: bad request."""
 
+Prompt = Annotated[list[str] | None, typer.Option("--prompt", "-p", help="a text; repeat it for a batch")]
+File = Annotated[
+    str | None,
+    typer.Option("--prompt-file", "--file", "-f", help="a text file, or JSONL with --field"),
+]
+Field = Annotated[str | None, typer.Option(help="field of the JSONL file (default: text)")]
+MaxNewTokens = Annotated[
+    int, typer.Option("--max-new-tokens", "-n", help="masks a row, a multiple of the block")
+]
+BlockLength = Annotated[int, typer.Option(help="tokens of a block, filled left to right")]
+Commit = Annotated[str, typer.Option(help="quota[:steps a block], threshold[:p] or factor[:f]")]
+Steps = Annotated[int | None, typer.Option(help="forwards for all blocks together (with --commit quota)")]
+Cache = Annotated[str, typer.Option(help="none, prefix or dual")]
+RefreshEvery = Annotated[int | None, typer.Option(help="a full forward every k steps of a block")]
+Skip = Annotated[
+    str | None, typer.Option(help="token or importance; options behind a colon: token:layer_k=3")
+]
+Delay = Annotated[
+    bool, typer.Option("--delay", help="reuse what the block's tokens held a step after their commit")
+]
+SuffixWindow = Annotated[
+    int | None, typer.Option(help="leave out most masks behind the block, all beyond so many tokens")
+]
+Remasking = Annotated[str, typer.Option(help="low-confidence or random")]
+Temperature = Annotated[float, typer.Option(help="0 is greedy")]
+Seed = Annotated[int, typer.Option(help="row i draws from seed + i")]
+EarlyStop = Annotated[
+    bool, typer.Option("--early-stop/--no-early-stop", help="end a row at its end-of-text token")
+]
+Chat = Annotated[bool, typer.Option("--chat", help="put each prompt into the model's chat template")]
+Against = Annotated[
+    str, typer.Option(help="setting to compare with: none, dual+refresh_every=2+commit=threshold:0.9")
+]
+Verify = Annotated[bool, typer.Option("--verify/--no-verify", help="compare; without it no speed is shown")]
+Repeats = Annotated[int, typer.Option(help="timed runs of both settings, in turns")]
+MaxKl = Annotated[float, typer.Option(help="budget of the verdict: mean KL in nats")]
+MinTop1 = Annotated[float, typer.Option(help="budget: share of equal top tokens")]
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -40,55 +78,28 @@ def register(app: typer.Typer) -> None:
     @app.command("diffuse", epilog=EPILOG)
     def diffuse(
         model: ModelArgument,
-        prompt: Annotated[
-            list[str] | None, typer.Option("--prompt", "-p", help="a text; repeat it for a batch")
-        ] = None,
-        file: Annotated[
-            str | None,
-            typer.Option("--prompt-file", "--file", "-f", help="a text file, or JSONL with --field"),
-        ] = None,
-        field: Annotated[str | None, typer.Option(help="field of the JSONL file (default: text)")] = None,
-        max_new_tokens: Annotated[
-            int, typer.Option("--max-new-tokens", "-n", help="masks a row, a multiple of the block")
-        ] = 128,
-        block_length: Annotated[int, typer.Option(help="tokens of a block, filled left to right")] = 32,
-        commit: Annotated[
-            str, typer.Option(help="quota[:steps a block], threshold[:p] or factor[:f]")
-        ] = "quota",
-        steps: Annotated[
-            int | None, typer.Option(help="forwards for all blocks together (with --commit quota)")
-        ] = None,
-        cache: Annotated[str, typer.Option(help="none, prefix or dual")] = "none",
-        refresh_every: Annotated[
-            int | None, typer.Option(help="a full forward every k steps of a block")
-        ] = None,
-        skip: Annotated[
-            str | None, typer.Option(help="token or importance; options behind a colon: token:layer_k=3")
-        ] = None,
-        delay: Annotated[
-            bool, typer.Option("--delay", help="reuse what the block's tokens held a step after their commit")
-        ] = False,
-        suffix_window: Annotated[
-            int | None, typer.Option(help="leave out most masks behind the block, all beyond so many tokens")
-        ] = None,
-        remasking: Annotated[str, typer.Option(help="low-confidence or random")] = "low-confidence",
-        temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
-        seed: Annotated[int, typer.Option(help="row i draws from seed + i")] = 0,
-        early_stop: Annotated[
-            bool, typer.Option("--early-stop/--no-early-stop", help="end a row at its end-of-text token")
-        ] = True,
-        chat: Annotated[
-            bool, typer.Option("--chat", help="put each prompt into the model's chat template")
-        ] = False,
-        against: Annotated[
-            str, typer.Option(help="setting to compare with: none, dual+refresh_every=2+commit=threshold:0.9")
-        ] = "none",
-        verify: Annotated[
-            bool, typer.Option("--verify/--no-verify", help="compare; without it no speed is shown")
-        ] = True,
-        repeats: Annotated[int, typer.Option(help="timed runs of both settings, in turns")] = 1,
-        max_kl: Annotated[float, typer.Option(help="budget of the verdict: mean KL in nats")] = 0.1,
-        min_top1: Annotated[float, typer.Option(help="budget: share of equal top tokens")] = 0.95,
+        prompt: Prompt = None,
+        file: File = None,
+        field: Field = None,
+        max_new_tokens: MaxNewTokens = 128,
+        block_length: BlockLength = 32,
+        commit: Commit = "quota",
+        steps: Steps = None,
+        cache: Cache = "none",
+        refresh_every: RefreshEvery = None,
+        skip: Skip = None,
+        delay: Delay = False,
+        suffix_window: SuffixWindow = None,
+        remasking: Remasking = "low-confidence",
+        temperature: Temperature = 0.0,
+        seed: Seed = 0,
+        early_stop: EarlyStop = True,
+        chat: Chat = False,
+        against: Against = "none",
+        verify: Verify = True,
+        repeats: Repeats = 1,
+        max_kl: MaxKl = 0.1,
+        min_top1: MinTop1 = 0.95,
         dtype: DtypeOption = "auto",
         device: DeviceOption = "auto",
         as_json: JsonOption = False,
