@@ -28,6 +28,7 @@ COMMANDS = (
     "faults",
     "score",
     "generate",
+    "diffuse",
     "memory",
     "models",
     "runners",

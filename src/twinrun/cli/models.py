@@ -31,7 +31,9 @@ def register(app: typer.Typer) -> None:
             )
         out = console(as_json)
         out.print(table)
-        out.print("Besides these: any checkpoint folder or hub name of a transformers causal LM.")
+        out.print(
+            "Besides these: any checkpoint folder or hub name of a transformers causal LM, or of LLaDA or Dream."
+        )
         emit({"models": rows}, as_json)
 
 

@@ -15,14 +15,15 @@ def register(app: typer.Typer) -> None:
         """List the runners: the plain way and the faster ways."""
         from rich.table import Table
 
-        from twinrun.runners.registry import FAST, RUNNERS
+        from twinrun.runners.registry import CANVAS, FAST, RUNNERS
 
+        kinds = {n: (k.summary, k.exact, k.limits) for n, k in {**RUNNERS, **FAST}.items()} | CANVAS
         table = Table("name", "exact", "what it does", "limits", box=None)
-        for name, kind in {**RUNNERS, **FAST}.items():
-            table.add_row(name, "yes" if kind.exact else "lossy", kind.summary, kind.limits)
+        for name, (summary, exact, limits) in kinds.items():
+            table.add_row(name, "yes" if exact else "lossy", summary, limits)
         console(as_json).print(table)
         rows = [
-            {"name": name, "exact": kind.exact, "summary": kind.summary, "limits": kind.limits}
-            for name, kind in {**RUNNERS, **FAST}.items()
+            {"name": name, "exact": exact, "summary": summary, "limits": limits}
+            for name, (summary, exact, limits) in kinds.items()
         ]
         emit({"runners": rows}, as_json)

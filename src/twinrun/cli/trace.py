@@ -23,7 +23,6 @@ from twinrun.cli.common import (
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from twinrun.models.model import Model
     from twinrun.trace.canvas_trace import CanvasTrace
     from twinrun.trace.record import Trace
 
@@ -111,12 +110,13 @@ def _add_run(group: typer.Typer) -> None:
 
         from twinrun.faults.fault import broken_copy, candidate_for
         from twinrun.faults.registry import get_fault
+        from twinrun.runners.registry import build_scorer
         from twinrun.trace.trace import trace
 
         fault = None if plant is None else get_fault(plant)
-        side = _runner(candidate, tried)
+        side = build_scorer(candidate, tried)
         if fault is not None and fault.way == "diffusion":
-            side = _runner(candidate, broken_copy(tried))
+            side = build_scorer(candidate, broken_copy(tried))
         elif fault is not None:
             side = candidate_for(fault, tried, side.name if side.name in fault.runners else None)
         start: Any = trusted.chat(prompt or "") if chat else prompt
@@ -125,7 +125,7 @@ def _add_run(group: typer.Typer) -> None:
             nullcontext() if fault is None else fault.planted(side),
         ):
             found = trace(
-                _runner(reference, trusted),
+                build_scorer(reference, trusted),
                 side,
                 start,
                 max_new_tokens=max_new_tokens,
@@ -159,14 +159,6 @@ def _add_show(group: typer.Typer) -> None:
             return 0 if other is None else 1
         _report(found, folder, as_json)
         return 0
-
-
-def _runner(name: str, model: Model) -> Any:
-    """A runner from left to right, or one that fills in a canvas."""
-    from twinrun.diffusion.named import build_diffusion, is_diffusion_name
-    from twinrun.runners.registry import build_runner
-
-    return build_diffusion(name, model) if is_diffusion_name(name) else build_runner(name, model)
 
 
 def agrees(found: Trace | CanvasTrace) -> bool:

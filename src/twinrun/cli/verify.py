@@ -31,6 +31,8 @@ twinrun verify builtin:expert --candidate kv-cache:static --prompt "Tom has 3 ap
 
 twinrun verify ./my-model --candidate-model ./my-model-int8 --file rows.jsonl --field question --max-kl 0.01 --json
 
+twinrun verify builtin:diffusion --reference diffusion --candidate diffusion:dual --prompt "2 + 3 = 5" --max-kl 0.5
+
 Exit code 0: identical, equivalent, or lossy inside the budget; 1: different."""
 
 
@@ -78,14 +80,14 @@ def register(app: typer.Typer) -> None:
             tried = open_model(candidate_model, dtype, device, trust_remote_code=trust_remote_code)
 
         from twinrun.models.tokenizers import check_same_tokens
-        from twinrun.runners.registry import build_runner
+        from twinrun.runners.registry import build_scorer
         from twinrun.verify.budget import Budget
         from twinrun.verify.verify import verify as run_verify
 
         check_same_tokens(trusted, tried, texts)
         budget = Budget(kl=max_kl, top1=min_top1) if max_kl is not None or min_top1 is not None else None
         cases = _cases(trusted, texts, probes, max_tokens)
-        sides = build_runner(reference, trusted), build_runner(candidate, tried)
+        sides = build_scorer(reference, trusted), build_scorer(candidate, tried)
         with progress(None, "verifying") as (bar, task):
             verdict = run_verify(
                 *sides,

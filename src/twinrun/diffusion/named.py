@@ -1,107 +1,162 @@
-"""Diffusion runners by the names that the command line uses: `diffusion:dual+skip+block_length=16`."""
+"""Diffusion runners and their settings in words, as the command line and records write them.
+
+A runner is `diffusion`, or `diffusion:` and its settings joined by plus signs: the cache first, then fields of
+`DiffusionSettings` as NAME=VALUE, `delay` alone. Rules that take values are NAME:VALUE, for example
+
+    diffusion:dual+refresh_every=2+commit=threshold:0.9
+    diffusion:dual+skip=token:layer_k=3,threshold=0.999
+
+`skip` alone is `skip=token`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any
 
 from twinrun.diffusion.commit import Commit, Factor, Quota, Threshold
 from twinrun.diffusion.diffusion import Diffusion
+from twinrun.diffusion.forward import SkipPolicy
 from twinrun.diffusion.importance import ImportanceSkip
 from twinrun.diffusion.settings import CACHES
-from twinrun.diffusion.skip import TokenSkip, scaled_layer_k
+from twinrun.diffusion.skip import TokenSkip
+from twinrun.diffusion.suffix import SuffixWindow
 from twinrun.errors import ConfigError, near_names
 from twinrun.models.model import Model
 
-_SKIP: dict[str, Callable[[str], Any]] = {"layer_k": int, "skip_threshold": float, "outlier": float}
-_OWN: dict[str, Callable[[str], Any]] = {"block_length": int, "refresh_every": int}
-_COMMIT: dict[str, tuple[Callable[..., Commit], Callable[[str], Any]]] = {
-    "quota": (Quota, int),
-    "threshold": (Threshold, float),
-    "factor": (Factor, float),
-}
-PARTS = (*CACHES, "skip", "importance", "delay", "commit", *_OWN, *_SKIP)
-"""What may follow `diffusion:`, joined by plus signs."""
+COMMITS = ("quota", "threshold", "factor")
+SKIPS: dict[str, type[Any]] = {"token": TokenSkip, "importance": ImportanceSkip}
+KIND = "diffusion"
 
 
-def is_diffusion_name(name: str) -> bool:
-    """Whether a name is that of a diffusion runner."""
-    return name.partition(":")[0] == Diffusion.kind
-
-
-def build_diffusion(name: str, model: Model) -> Diffusion:
-    """Build the runner called `name` on a masked-diffusion model.
-
-    Args:
-        name: `diffusion`, or `diffusion:` and parts joined by `+`: a cache (none, prefix, dual), `skip` (by cosine) or
-            `importance` (by rank), `delay`, and settings: `block_length=16`, `refresh_every=2`, `commit=threshold:0.9`,
-            `layer_k=4`, `skip_threshold=0.999`, `outlier=0.7`.
-        model: what `twinrun.load` returns.
+def diffusion_named(name: str, model: Model, **given: Any) -> Diffusion:
+    """Build the runner called `name` on a model; `given` are settings that the name leaves out.
 
     Raises:
-        ConfigError: an unknown part or a value that is no number; what `Diffusion` refuses.
+        ConfigError: a word that is no setting, or a value that it cannot have.
         UnsupportedModelError: a causal model.
 
     Example:
         >>> m = load("builtin:diffusion")
-        >>> build_diffusion("diffusion:dual+skip+refresh_every=4", m).name
-        'diffusion:dual+refresh_every=4+skip'
+        >>> diffusion_named("diffusion:dual+refresh_every=2", m).name
+        'diffusion:dual+refresh_every=2'
     """
-    settings: dict[str, Any] = {}
-    skip: dict[str, Any] = {}
-    for part in filter(None, name.partition(":")[2].split("+")):
-        key, _, value = part.partition("=")
-        if key in CACHES:
-            settings["cache"] = key
-        elif key == "delay":
-            settings["delay"] = True
-        elif key in ("skip", "importance"):
-            skip.setdefault("kind", key)
-        elif key == "commit":
-            settings["commit"] = commit_rule(value)
-        elif key in _OWN:
-            settings[key] = _number(_OWN[key], key, value)
-        elif key in _SKIP:
-            skip[key.removeprefix("skip_")] = _number(_SKIP[key], key, value)
-        else:
-            raise ConfigError(
-                f"{name!r}: no part {key!r} of a diffusion runner; choose from {', '.join(PARTS)}."
-                f"{near_names(key, PARTS)}"
-            )
-    if skip:
-        settings["skip"] = _policy(skip, model)
-    return Diffusion(model, **settings)
+    return Diffusion(model, **{**given, **settings_of(name.removeprefix(KIND).removeprefix(":"), model)})
 
 
-def commit_rule(text: str) -> Commit:
-    """Read `quota[:steps a block]`, `threshold[:p]` or `factor[:f]`.
+def settings_of(text: str, model: Model) -> dict[str, Any]:
+    """Return the fields of `DiffusionSettings` that a name such as "dual+refresh_every=2" gives; "" gives none.
 
     Raises:
-        ConfigError: another rule, or no number.
+        ConfigError: a word that is no setting, a setting named twice, or a value that it cannot have.
+    """
+    words: dict[str, str] = {}
+    for place, part in enumerate(text.split("+") if text else []):
+        key, equals, value = part.partition("=")
+        if not equals:
+            key, value = ("cache", part) if place == 0 else (part, "")
+        if key in words:
+            raise ConfigError(f"{part!r} in {text!r} sets {key} a second time; give it once")
+        words[key] = value
+    return read_settings(words, model)
+
+
+def read_settings(words: Mapping[str, str], model: Model) -> dict[str, Any]:
+    """Turn settings in words, by the names of `DiffusionSettings`, into values.
+
+    Raises:
+        ConfigError: an unknown name, or a value that cannot be read.
+    """
+    readers: dict[str, Callable[[str], Any]] = {
+        "block_length": lambda text: _integer("block_length", text),
+        "commit": commit_of,
+        "cache": _cache,
+        "refresh_every": lambda text: _integer("refresh_every", text),
+        "remasking": lambda text: text.replace("-", "_"),
+        "skip": lambda text: skip_of(text or "token", model),
+        "delay": _flag,
+        "suffix_window": lambda text: SuffixWindow(
+            **({"window": _integer("suffix_window", text)} if text else {})
+        ),
+    }
+    for name in words:
+        if name not in readers:
+            raise ConfigError(
+                f"{name!r} is no setting of diffusion; it has {', '.join(readers)}.{near_names(name, readers)}"
+            )
+    return {name: readers[name](text) for name, text in words.items()}
+
+
+def commit_of(text: str) -> Commit:
+    """Read a commit rule: quota, quota:STEPS, threshold, threshold:P, factor, factor:F.
+
+    Raises:
+        ConfigError: another name, a value that is no number, or one outside the rule's range.
 
     Example:
-        >>> commit_rule("threshold:0.9")
-        Threshold(p=0.9)
+        >>> commit_of("threshold:0.8"), commit_of("quota")
+        (Threshold(p=0.8), Quota(steps=None))
     """
-    kind, _, value = text.partition(":")
-    if kind not in _COMMIT:
-        raise ConfigError(f"commit={text!r}; choose from {', '.join(_COMMIT)}.{near_names(kind, _COMMIT)}")
-    make, number = _COMMIT[kind]
-    return make(_number(number, f"commit={kind}", value)) if value else make()
+    name, colon, value = text.partition(":")
+    if name not in COMMITS:
+        raise ConfigError(
+            f"commit {text!r} is not one of quota[:STEPS], threshold[:P], factor[:F].{near_names(name, COMMITS)}"
+        )
+    if name == "quota":
+        return Quota(_integer("quota", value)) if colon else Quota()
+    rule = Threshold if name == "threshold" else Factor
+    return rule(_number(name, value)) if colon else rule()
 
 
-def _policy(skip: dict[str, Any], model: Model) -> TokenSkip | ImportanceSkip:
-    if skip.pop("kind", "skip") == "importance":
-        if skip:
-            raise ConfigError(f"{', '.join(skip)} belong to 'skip', which compares by cosine; leave them out")
-        return ImportanceSkip()
-    skip.setdefault("layer_k", scaled_layer_k(len(model.layout.layers)))
-    return TokenSkip(**skip)
+def skip_of(text: str, model: Model) -> SkipPolicy:
+    """Read a skip policy: token or importance, behind a colon its fields as NAME=NUMBER, joined by commas.
+
+    Without a `layer_k`, token has the one of its default that fits the depth of the model.
+
+    Raises:
+        ConfigError: another name or field, a value that is no number, or one outside its range.
+    """
+    name, _, rest = text.partition(":")
+    if name not in SKIPS:
+        raise ConfigError(f"skip {text!r} is not one of {', '.join(SKIPS)}.{near_names(name, SKIPS)}")
+    kind = SKIPS[name]
+    whole = {f.name: "float" not in str(f.type) for f in fields(kind) if "tuple" not in str(f.type)}
+    given: dict[str, Any] = {}
+    for part in filter(None, rest.split(",")):
+        key, _, value = part.partition("=")
+        if key not in whole:
+            raise ConfigError(
+                f"skip {text!r}: {key!r} is not one of {', '.join(whole)}.{near_names(key, whole)}"
+            )
+        given[key] = (_integer if whole[key] else _number)(key, value)
+    if kind is TokenSkip and "layer_k" not in given:
+        return TokenSkip.for_depth(int(model.config.num_hidden_layers), **given)
+    policy: SkipPolicy = kind(**given)
+    return policy
 
 
-def _number(read: Callable[[str], Any], key: str, value: str) -> Any:
+def _cache(text: str) -> str:
+    if text not in CACHES:
+        raise ConfigError(f"cache {text!r} is not one of {', '.join(CACHES)}.{near_names(text, CACHES)}")
+    return text
+
+
+def _flag(text: str) -> bool:
+    if text not in ("", "true", "false"):
+        raise ConfigError(f"delay={text!r} is a switch; write delay, or leave it out")
+    return text != "false"
+
+
+def _integer(name: str, text: str) -> int:
     try:
-        return read(value)
+        return int(text)
     except ValueError:
-        kind = "a whole number" if read is int else "a number"
-        raise ConfigError(f"{key}={value!r} is not {kind}; write {key}=4 or the like") from None
+        raise ConfigError(f"{name} {text!r} is no whole number; give one, such as 4") from None
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"{name} {text!r} is no number; give one, such as 0.9") from None

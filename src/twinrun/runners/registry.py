@@ -11,7 +11,7 @@ from twinrun.models.model import Model
 from twinrun.runners.caches import CACHES
 from twinrun.runners.kvcache import KVCache
 from twinrun.runners.recompute import Recompute
-from twinrun.runners.runner import ModelRunner
+from twinrun.runners.runner import ModelRunner, ModelScorer
 from twinrun.runners.singlepass import SinglePass
 from twinrun.runners.steps import SLOTTED, STEP_SUMMARIES
 
@@ -44,19 +44,66 @@ FAST: dict[str, RunnerKind] = {
     for step, (summary, limits) in STEP_SUMMARIES.items()
 }
 """Fast steps by name: a cache with slots, a plus sign, the step."""
+CANVAS: dict[str, tuple[str, bool, str]] = {
+    "diffusion": ("masked diffusion: a full forward in every step (the reference)", True, ""),
+    "diffusion:prefix": (
+        "masked diffusion: what is before the block is reused",
+        False,
+        "keys and values grow old inside a block: add +refresh_every=2",
+    ),
+    "diffusion:dual": (
+        "masked diffusion: what is before and behind the block is reused",
+        False,
+        "keys and values grow old inside a block: add +refresh_every=2",
+    ),
+}
+"""Runners of masked-diffusion models: summary, exact, limits. More settings follow behind plus signs; they take
+`score` but generate by `twinrun diffuse`."""
 ALIASES = {"kv-cache": "kv-cache:dynamic"}
 
 
 def build_runner(name: str, model: Model) -> ModelRunner:
-    """Build the runner called `name` on a model.
+    """Build the causal runner called `name` on a model.
 
     Raises:
         ConfigError: no such runner; names near ones and the command that lists them.
     """
     full = ALIASES.get(name, name)
     known = {**RUNNERS, **FAST}
+    refuse_canvas(full)
     if full not in known:
         raise ConfigError(
-            f"no runner named {name!r}.{near_names(name, known)} `twinrun runners` lists all {len(known)}"
+            f"no runner named {name!r}.{near_names(name, known)} `twinrun runners` lists all {len(known) + len(CANVAS)}"
         )
     return known[full].build(model)
+
+
+def build_scorer(name: str, model: Model) -> ModelScorer:
+    """Build the runner called `name`, causal or of masked diffusion: all that `verify` can judge.
+
+    Raises:
+        ConfigError: no such runner, or a setting behind `diffusion:` that there is not.
+    """
+    if not is_canvas(name):
+        return build_runner(name, model)
+    from twinrun.diffusion.named import diffusion_named  # late: diffusion is built on runners
+
+    return diffusion_named(name, model)
+
+
+def refuse_canvas(name: str) -> None:
+    """Refuse a masked-diffusion runner where tokens are written one by one.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if is_canvas(name):
+        raise ConfigError(
+            f"runner {name!r} fills in a canvas of masks, no token by token; use `twinrun diffuse` or "
+            "`twinrun verify`, or a causal runner such as kv-cache"
+        )
+
+
+def is_canvas(name: str) -> bool:
+    """Whether a name is that of a masked-diffusion runner."""
+    return name.partition(":")[0] == "diffusion"
