@@ -25,6 +25,15 @@ LLADA = {
         "vocab_size": 32_000, "hidden_size": 1_024, "intermediate_size": 2_816, "num_hidden_layers": 24,
         "num_attention_heads": 16, "num_key_value_heads": 16,
     },
+    # 0.3B as above with the vocabulary of LLaDA, and the shape of LLaDA-8B (its config.json).
+    "0.3b-v126k": {
+        "vocab_size": 126_464, "hidden_size": 1_024, "intermediate_size": 2_816, "num_hidden_layers": 24,
+        "num_attention_heads": 16, "num_key_value_heads": 16,
+    },
+    "8b": {
+        "vocab_size": 126_464, "hidden_size": 4_096, "intermediate_size": 12_288, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 32,
+    },
     "quick": {
         "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4,
         "num_attention_heads": 4, "num_key_value_heads": 4,
@@ -53,8 +62,10 @@ def choices(layers: int) -> dict[str, Any]:
     return found | {"default, threshold=0.999": tr.TokenSkip.for_depth(layers, threshold=0.999)}
 
 
-def random_llada(shape: str, seed: int) -> tr.Model:
-    """A LLaDA of that shape in float32 with transformers' own random weights (standard deviation 0.02)."""
+def random_llada(
+    shape: str, seed: int, *, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> tr.Model:
+    """A LLaDA of that shape with transformers' own random weights (standard deviation 0.02), drawn on the device."""
     sizes: dict[str, Any] = LLADA[shape]
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -62,7 +73,14 @@ def random_llada(shape: str, seed: int) -> tr.Model:
         bos_token_id=None, eos_token_id=None, rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
     )  # fmt: skip
     config.mask_token_id = sizes["vocab_size"] - 1
-    model = tr.load(LlamaForCausalLM(config).eval())
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            module = LlamaForCausalLM(config)
+    finally:
+        torch.set_default_dtype(default)
+    model = tr.load(module.eval())
     model.name = f"LLaDA {shape}, random weights, seed {seed}"
     return model
 
