@@ -4,8 +4,8 @@ Exact answers with 95 % Wilson intervals for every cache, every `refresh_every` 
 by threshold and by factor, in one block and in small ones; forwards beside them; and what `twinrun.verify` says of each
 cache. Decoding stops early: what stands behind the end of a text is no answer. Speeds are not measured here, so the
 machine need not be quiet.
-Bars: refreshing in every step is plain decoding, token for token; with a refresh every 2 steps no cache falls below plain's 95 %
-interval.
+Bars: refreshing in every step is plain decoding, token for token; with a refresh every 2 steps no cache falls below
+the 95 % interval of plain decoding.
 
   python benchmarks/diffusion_quality.py                       the full measurement, some minutes on one core
   python benchmarks/diffusion_quality.py --quick --out x.json  a smoke test, seconds

@@ -48,34 +48,45 @@ def show_comparison(found: Compared, out: Console) -> None:
         speed, noise = found.speed_up, found.noise
         out.print(
             f"{times(speed.median)} tokens per second of {found.theirs.runner} ({times(speed.p10)} to "
-            f"{times(speed.p90)}, {speed.pairs} rounds in turns; A/A {times(noise.median)})"
+            f"{times(speed.p90)}, rounds in turns: {speed.pairs}; A/A {times(noise.median)})"
         )
     else:
         out.print("no speed: the verdict is `different` (budget: --max-kl, --min-top1)")
 
 
 def comparison_table(found: Compared) -> Table:
-    """Table of both settings; speeds stand only beside a verdict that passes."""
+    """Table with a column for each setting; speeds stand only beside a verdict that passes."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("setting", "commit", "verdict"):
-        table.add_column(name, no_wrap=True)
-    for name in ("KL mean", "top-1", "NFE full+block", "tokens", "a forward", "tokens/s"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("")
+    columns = []
     for run, timing in found.rows():
+        table.add_column(run.runner, justify="right", overflow="fold")
         judged = found.verdict if run is found.ours else None
-        word = "reference" if judged is None else judged.verdict
-        agreement = "–" if judged is None or judged.top1_agreement is None else f"{judged.top1_agreement:.1%}"
-        table.add_row(
-            Text(run.runner),
-            Text(run.settings["commit"]),
-            verdict_text(word),
-            short(None if judged is None else judged.kl_mean),
-            agreement,
-            f"{run.nfe_full}+{run.nfe_block}",
-            str(run.new_tokens),
-            f"{run.tokens_per_forward:.2f}",
-            _speed(run, timing) if found.passed else "–",
+        same = None if judged is None else judged.top1_agreement
+        columns.append(
+            [
+                Text(run.settings["commit"]),
+                verdict_text("reference" if judged is None else judged.verdict),
+                Text(short(None if judged is None else judged.kl_mean)),
+                Text("–" if same is None else f"{same:.1%}"),
+                Text(f"{run.nfe} ({run.nfe_full} full, {run.nfe_block} block)"),
+                Text(str(run.new_tokens)),
+                Text(f"{run.tokens_per_forward:.2f}"),
+                Text(_speed(run, timing) if found.passed else "–"),
+            ]
         )
+    names = (
+        "commit",
+        "verdict",
+        "KL mean",
+        "same top token",
+        "NFE",
+        "tokens",
+        "tokens a forward",
+        "tokens/s",
+    )
+    for name, *cells in zip(names, *columns, strict=True):
+        table.add_row(Text(name, style="dim"), *cells)
     return table
 
 
