@@ -35,11 +35,12 @@ def caches(layers: int) -> dict[str, dict[str, Any]]:
 
 
 def settings(layers: int) -> dict[str, dict[str, Any]]:
-    """Every cache with every commit rule; the first is plain decoding, one token a step."""
+    """Every cache with every commit rule (refreshes and skip without factor); the first is plain, one token a step."""
     return {
         f"{cache}{rule}": {**how, "commit": commit}
         for cache, how in caches(layers).items()
         for rule, commit in RULES.items()
+        if len(how) < 2 or not isinstance(commit, tr.Factor)
     }
 
 

@@ -3,8 +3,8 @@
 A plain decode of 256 tokens is 256 forwards over the whole canvas, minutes on a CPU. What a forward costs depends on
 numbers of tokens alone, so two steps of the middle block are timed for every cache, in turns, and multiplied by the
 forwards of a whole decode: every number of seconds is an estimate and is called one. Random weights are never sure
-(confidence is about 1 / vocabulary), so no threshold fires: the rows say how many tokens a step commits, by a quota. What
-a trained one reaches by threshold is for a trained model to say (diffusion_speed.py: the built-in one). Canvases of
+(confidence is about 1 / vocabulary), so no threshold fires: the rows say how many tokens a step commits, by a quota.
+What threshold is worth is for a trained model to say (diffusion_speed.py: the built-in one). Canvases of
 256 and 512 tokens, blocks of 32 and 64, refresh never, every 4 and every 2 steps. Verdicts of `twinrun.verify` stand
 beside the speeds; on random weights they say how far stale keys move the logits, not what that does to an answer.
 Bar: dual cache with `--per-step` tokens a step at 256 tokens and blocks of 32 is at least 8 times plain.

@@ -66,6 +66,16 @@ def test_every_speed_has_verdict_spread_and_noise(done):
             assert 0 < speed["speed_up_p10"] <= speed["speed_up_median"] <= speed["speed_up_p90"]
 
 
+def test_the_canvas_is_filled_in_both_ways_with_a_verdict(done):
+    plain, fast = done.record["diffusion"]["ways"]
+    assert (plain["nfe"], plain["right"]) == (32, 2)
+    assert fast["nfe"] < plain["nfe"] / 8
+    assert fast["right"] == 2
+    reference, judged = done.record["diffusion"]["twins"]["rows"]
+    assert (reference["verdict"], judged["verdict"]) == ("reference", "lossy")
+    assert judged["speed"]["speed_up_median"] > 0
+
+
 def test_the_contrast_lines_up_with_its_tokens(done):
     found = done.record["contrast"]
     assert len(found["texts"]) == 2

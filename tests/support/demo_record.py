@@ -89,6 +89,18 @@ def demo_record(**changes: Any) -> dict[str, Any]:
             "right": {"expert": 2, "amateur": 0}, "kl": [k for text in texts for k in text["kl"]],
         },
         "faults": [fault],
+        "diffusion": {
+            "model": "builtin:diffusion",
+            "ways": [
+                {"runner": "diffusion:none", "commit": "Quota(steps=None)", "nfe": 32, "nfe_full": 32, "nfe_block": 0,
+                 "new_tokens": 36, "right": 2, "problems": 2, "texts": [HOSTILE]}
+            ],
+            "twins": {
+                "dtype": "float32", "repeats": 2,
+                "rows": [reference_record(), verdict_record("lossy", "diffusion:dual", ratio_max=7.5e4)],
+                "noise": {"ratio_median": 1.01, "ratio_p10": 0.97, "ratio_p90": 1.06, "pairs": 2},
+            },
+        },
         "env": {"platform": "Linux", "cpu": HOSTILE, "gpus": [],
                 "packages": {"torch": "2.13", "numpy": None}},
         "seconds": 41.5,

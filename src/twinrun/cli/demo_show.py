@@ -90,6 +90,23 @@ def faults(human: Console, found: list[dict[str, Any]]) -> None:
             human.print(Words(f"  blame: {verdict['blame']}"))
 
 
+def filled(human: Console, found: dict[str, Any]) -> None:
+    """Print both ways to fill in a canvas."""
+    _head(human, "5. Masked diffusion: a cache and a threshold against plain decoding")
+    human.print(tables.verdict_table(found["twins"]["rows"]))
+    for way in found["ways"]:
+        human.print(
+            Words(
+                f"{way['runner']}, {way['commit']}: {way['nfe']} forwards ({way['nfe_full']} full, "
+                f"{way['nfe_block']} of a block) for {way['new_tokens']} tokens; right answers {way['right']} of "
+                f"{way['problems']}",
+                "dim",
+            )
+        )
+    verdict = found["twins"]["rows"][1]
+    human.print(Words(f"{verdict['verdict']}: {verdict['reason']}", "dim"))
+
+
 def write(record: dict[str, Any], out: Path) -> Path:
     """Write records, plots and the page, each whole or not at all; returns the page."""
     for twin in record["twins"]:

@@ -62,17 +62,21 @@ def record(
     twins: list[dict[str, Any]],
     contrast: dict[str, Any],
     faults: list[dict[str, Any]],
+    canvas: dict[str, Any],
 ) -> dict[str, Any]:
     """Put the whole demo into one record, with the outcome in words."""
     wrong = [
         f"{t['dtype']} {row['candidate']} is different"
-        for t in twins
+        for t in [*twins, canvas["twins"]]
         for row in t["rows"]
         if row["verdict"] == "different"
     ]
     wrong += [f"the planted fault {f['name']} was not caught" for f in faults if not f["caught"]]
     wrong += [] if faults else ["no fault could be planted in this model"]
-    good = "Every fast path is the same model up to rounding, and every planted fault was caught."
+    good = (
+        "Every fast path is the same model up to rounding, the lossy one is inside its budget, and every planted "
+        "fault was caught."
+    )
     return {
         "kind": "demo",
         "version": __version__,
@@ -84,6 +88,7 @@ def record(
         "twins": twins,
         "contrast": contrast,
         "faults": faults,
+        "diffusion": canvas,
         "env": environment(),
     }
 
