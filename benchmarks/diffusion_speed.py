@@ -1,12 +1,13 @@
 """Masked-diffusion decoding of `builtin:diffusion`: every cache with every commit rule, against plain decoding.
 
-Three questions (1, 3 and 5 steps: short and long texts), each alone, in canvases of 256 and 512 tokens and blocks of 32
-and 64 (of the other three sizes only the question of most steps). Plain is one full forward a token of the canvas. Tokens are counted up to the end of the text. No arm
-stops early, so that forwards saved behind the end of a text win nothing over plain; the rows with early stop
-have it on both sides. Canvases of 256 in blocks of 32 are decoded whole by every arm; in the other sizes the arms of
-one token a step are estimated (`estimated`) from sampled steps, and each kind of estimate is held against a
-whole decode. Beyond 320 tokens the model is untrained: speeds hold there, texts do not. What the settings do to
-answers is measured by diffusion_quality.py; verdicts of `twinrun.verify` stand here beside the speeds.
+Three questions (1, 3 and 5 steps: short and long texts), each alone, in a canvas of 256 tokens and blocks of 32, and
+the longest of them in canvases of 256 and 512 with blocks of 32 and 64. Plain is one full forward for every token of
+the canvas. Tokens are counted up to the end of the text. No arm stops early, so that forwards saved behind the end of
+a text win nothing over plain; the rows with early stop have it on both sides. Canvases of 256 in blocks of 32 are
+decoded whole by every arm; in the other sizes the arms of one token a step are estimated (`estimated`) from sampled
+steps, and each kind of estimate is held against a whole decode. Beyond 320 tokens the model is untrained: speeds hold
+there, texts do not. What the settings do to answers is measured by diffusion_quality.py; verdicts of `twinrun.verify`
+stand here beside the speeds.
 Bars: dual cache with threshold 0.9 is at least 8 times plain in tokens a second, without early stop and, on both
 sides, with it; no cache is outside the budget.
 

@@ -89,7 +89,12 @@ def test_flags_in_the_docs_exist() -> None:
 
 
 @pytest.mark.parametrize(
-    ("page", "name"), [("faults.md", "faults_page"), ("token-skip.md", "token_skip_page")]
+    ("page", "name"),
+    [
+        ("faults.md", "faults_page"),
+        ("token-skip.md", "token_skip_page"),
+        ("diffusion.md", "diffusion_page"),
+    ],
 )
 def test_a_page_of_numbers_is_drawn_from_its_record(page: str, name: str) -> None:
     import importlib.util

@@ -1,0 +1,130 @@
+"""Draw the measured tables of docs/diffusion.md from the records of the diffusion benchmarks.
+
+python benchmarks/diffusion_speed.py
+python benchmarks/diffusion_quality.py
+python benchmarks/diffusion_shape.py
+python scripts/diffusion_page.py
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "diffusion.md"
+PLACE = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.S)
+RULES = {"one token a step": "", "threshold 0.9": ", threshold 0.9", "factor 1": ", factor 1"}
+
+
+def _record(name: str) -> dict[str, Any]:
+    found = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+    assert isinstance(found, dict)
+    return found
+
+
+def _place(record: dict[str, Any]) -> str:
+    """Where it was measured, and how far the first arm was from itself."""
+    others = record["machine"]["cores_used_by_others_mean"]
+    quiet = "a quiet machine" if record["machine"]["quiet"] else f"a SHARED machine ({others:.1f} cores busy)"
+    noise = [r["ratio_median"] for name, r in record["ratios"].items() if "A/A noise" in name]
+    return f"Measured on {quiet}; the first arm against itself: {min(noise):.2f} to {max(noise):.2f}."
+
+
+def _word(verdict: dict[str, Any]) -> str:
+    kl, top1 = verdict["kl_mean"], verdict["top1_agreement"]
+    return f"{verdict['verdict']}, KL {kl:.2g}, {top1:.1%}"
+
+
+def quality() -> str:
+    """Answers under every refresh and rule, with the verdict on the cache."""
+    record = _record("diffusion_quality")
+    scores = record["accuracy"]
+    lines = [
+        "| block: cache | " + " | ".join(RULES) + " | verdict, mean KL (nats), same top token |",
+        "|---|" + "---|" * (len(RULES) + 1),
+    ]
+    for name in (n for n in scores if not n.endswith(tuple(filter(None, RULES.values())))):
+        cells = []
+        for suffix in RULES.values():
+            low, high = (100 * x for x in scores[name + suffix]["interval_95"])
+            cells.append(f"{scores[name + suffix]['hits']} ({low:.1f} to {high:.1f} %)")
+        judged = record["verdicts"].get(name)
+        lines.append(f"| {name} | {' | '.join(cells)} | {'reference' if judged is None else _word(judged)} |")
+    count = next(iter(scores.values()))["problems"]
+    return "\n".join([*lines, "", f"Exact answers of {count}, 95 % Wilson intervals behind them."])
+
+
+def speed() -> str:
+    """Whole decodes of the built-in model, one table a size."""
+    record = _record("diffusion_speed")
+    plain = {
+        (r["room"], r["block"], r["early_stop"]): r["seconds_median"] for r in record["rows"] if _plain(r)
+    }
+    lines = [
+        "| canvas / block: setting | forwards, full + block | seconds | times plain | tokens/s to the end of the text "
+        "| verdict on the cache |",
+        "|---|---|---|---|---|---|",
+    ]
+    for r in record["rows"]:
+        if "(A/A)" in r["arm"]:
+            continue
+        times = plain[r["room"], r["block"], r["early_stop"]] / r["seconds_median"]
+        rate = "–" if r["tokens_per_second"] is None else f"{r['tokens_per_second']:.0f}"
+        mark = " (estimated)" if r["estimated"] else ""
+        lines.append(
+            f"| {r['room']} / {r['block']}: {r['arm']} | {r['nfe_full']} + {r['nfe_block']} | "
+            f"{r['seconds_median']:.2f}{mark} | {times:.1f}x | {rate} | {_cache_verdict(record, r['arm'])} |"
+        )
+    checks = record["estimates_against_whole_decodes"].values()
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{_place(record)} Whole decodes over their estimates: {min(checks):.2f} to {max(checks):.2f}.",
+            *(f"\n- {bar['name']}: {bar['value']:.1f}, bar {bar['at_least']:g}" for bar in record["bars"]),
+        ]
+    )
+
+
+def _plain(row: dict[str, Any]) -> bool:
+    return str(row["arm"]).removesuffix(", early stop") == "plain"
+
+
+def _cache_verdict(record: dict[str, Any], arm: str) -> str:
+    """The verdict on an arm's cache: the longest name of a cache that the arm's begins with."""
+    mine = max((n for n in record["verdicts"] if arm.startswith(n)), key=len, default=None)
+    return "reference" if mine is None else _word(record["verdicts"][mine])
+
+
+def shape() -> str:
+    """Estimated decodes at the shape of 0.3B."""
+    record = _record("diffusion_shape")
+    lines = [
+        "| canvas / block, tokens a step: cache | forwards, full + block | seconds, estimated "
+        "| times plain (p10 to p90) |",
+        "|---|---|---|---|",
+    ]
+    for r in record["rows"]:
+        lines.append(
+            f"| {r['room']} / {r['block']}, {r['per_step']}: {r['arm']} | {r['nfe_full']} + {r['nfe_block']} | "
+            f"{r['seconds_estimated']:.1f} | {r['times_plain']:.1f}x ({r['times_plain_p10']:.1f} to "
+            f"{r['times_plain_p90']:.1f}) |"
+        )
+    words = "; ".join(f"{name} {_word(v)}" for name, v in record["verdicts"].items())
+    return "\n".join([*lines, "", f"{_place(record)} Verdicts on random weights: {words}."])
+
+
+DRAWN = {"quality": quality, "speed": speed, "shape": shape}
+
+
+def page() -> str:
+    """The page with its tables as the records have them."""
+    return PLACE.sub(lambda m: f"{m[1]}{DRAWN[m[2]]()}\n{m[3]}", PAGE.read_text("utf-8"))
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), "utf-8")
