@@ -119,7 +119,9 @@ def row(
         "arm": name, "room": work.room, "block": work.block, "early_stop": work.early_stop, "estimated": False,
         "nfe": nfe, "nfe_full": sum(run.nfe_full for run in runs), "nfe_block": sum(run.nfe_block for run in runs),
         "new_tokens": new, "tokens_per_forward": new / nfe, "seconds_median": timing.seconds_median,
-        "tokens_per_second": new / timing.seconds_median, "skip_ratio": runs[0].skip_ratio,
+        "tokens_per_second": new / timing.seconds_median, "nfe_by_prompt": [run.nfe for run in runs],
+        "tokens_by_prompt": [run.new_tokens for run in runs], "seconds_by_prompt": [run.seconds for run in runs],
+        "skip_ratio": runs[0].skip_ratio,
         "same_tokens_as_plain": agree, "plain_tokens": sum(len(y) for _, y in _texts(runs, plain)),
     }  # fmt: skip
 

@@ -85,6 +85,7 @@ def measure(config: Config) -> dict[str, Any]:
     kinds = {name: how for name, how in caches(int(model.config.num_hidden_layers)).items() if name != PLAIN}
     found["verdicts"] = verdicts(model, rows, [len(p) for p in judged], config.block, kinds)
     found["estimates_against_whole_decodes"] = check
+    found["by_question"] = _by_question(found["rows"], config)
     found["notes"] = _notes(found)
     found["bars"] = [
         *(
@@ -197,6 +198,19 @@ def _gain(rows: list[dict[str, Any]], work: Work, early: bool) -> float:
     return float(mine[FAST + suffix] / mine[PLAIN + suffix])
 
 
+def _by_question(rows: list[dict[str, Any]], config: Config) -> list[dict[str, Any]]:
+    """Forwards and seconds to the end of each text, early stop on both sides: short sure texts gain most."""
+    plain, fast = (next(r for r in rows if r["arm"] == name + EARLY) for name in (PLAIN, FAST))
+    return [
+        {
+            "steps": STEPS[i],
+            **{f"plain_{k}": plain[f"{k}_by_prompt"][i] for k in ("nfe", "tokens", "seconds")},
+            **{f"fast_{k}": fast[f"{k}_by_prompt"][i] for k in ("nfe", "tokens", "seconds")},
+        }
+        for i in range(config.questions)
+    ]
+
+
 def _notes(found: dict[str, Any]) -> list[str]:
     """The rows and the checks of the estimates, in words."""
     lines = []
@@ -205,6 +219,12 @@ def _notes(found: dict[str, Any]) -> list[str]:
         lines.append(
             f"{r['room']}/{r['block']}: {r['arm']}: {r['nfe_full']}+{r['nfe_block']} forwards, "
             f"{r['seconds_median']:.2f} s, {rate}"
+        )
+    for q in found["by_question"]:
+        rates = (q["fast_tokens"] / q["fast_seconds"]) / (q["plain_tokens"] / q["plain_seconds"])
+        lines.append(
+            f"early stop, question of {q['steps']} steps: {q['plain_nfe']} and {q['fast_nfe']} forwards, "
+            f"{FAST} {rates:.1f}x plain in tokens a second (last round)"
         )
     return lines + [
         f"whole decode over its estimate, {name}: {value:.2f}"

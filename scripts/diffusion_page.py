@@ -85,8 +85,20 @@ def speed() -> str:
             *lines,
             "",
             f"{_place(record)} Whole decodes over their estimates: {min(checks):.2f} to {max(checks):.2f}.",
+            "",
+            "To the end of each text, early stop on both sides, dual cache with threshold 0.9 against plain: "
+            + "; ".join(_question(q) for q in record["by_question"])
+            + ".",
             *(f"\n- {bar['name']}: {bar['value']:.1f}, bar {bar['at_least']:g}" for bar in record["bars"]),
         ]
+    )
+
+
+def _question(q: dict[str, Any]) -> str:
+    rates = (q["fast_tokens"] / q["fast_seconds"]) / (q["plain_tokens"] / q["plain_seconds"])
+    return (
+        f"question of {q['steps']} step{'s' * (q['steps'] > 1)}, {q['fast_nfe']} forwards for {q['plain_nfe']}, "
+        f"{rates:.1f}x in tokens a second"
     )
 
 
