@@ -7,7 +7,8 @@ forwards of a whole decode: every number of seconds is an estimate and is called
 What threshold is worth is for a trained model to say (diffusion_speed.py: the built-in one). Canvases of
 256 and 512 tokens, blocks of 32 and 64, refresh never, every 4 and every 2 steps. Verdicts of `twinrun.verify` stand
 beside the speeds; on random weights they say how far stale keys move the logits, not what that does to an answer.
-Bar: dual cache with `--per-step` tokens a step at 256 tokens and blocks of 32 is at least 8 times plain.
+Bars: dual cache with `--per-step` tokens a step at 256 tokens and blocks of 32 is at least 8 times plain; refreshed in
+every step it is plain decoding. Whether a cache is inside the budget on random weights is no bar: it is said.
 
   python benchmarks/diffusion_shape.py                       the full measurement, some minutes on two cores, 6 GB
   python benchmarks/diffusion_shape.py --quick --out x.json  a smoke test, seconds
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from _diffusion import PLAIN, StepCosts, Work, all_inside, arms, forwards, runners, verdicts
+from _diffusion import PLAIN, StepCosts, Work, arms, forwards, runners, verdicts
 from _record import at_least, ratios_json, run, say, timings_json
 from _shapes import random_ids
 from _skip import random_llada
@@ -33,6 +34,7 @@ ABOUT = "masked-diffusion decoding at a shape: cost of steps, and whole decodes 
 FASTER = 8.0
 BUDGET = {"kl": 0.1}
 """No share of top tokens: among 126,464 nearly equal logits of random weights any rounding moves the first."""
+ALWAYS = "dual, refresh every step"
 KINDS: dict[str, dict[str, Any]] = {PLAIN: {}, "prefix": {"cache": "prefix"}, "dual": {"cache": "dual"}}
 
 
@@ -75,7 +77,10 @@ def measure(config: Config) -> dict[str, Any]:
             _sized(found, model, Work(prompts=[ids], room=room, block=block), config)
     text = ids[: config.prompt // 4] + random_ids(config.judged, model.vocab_size - 1, 1)
     start = len(text) - config.judged
-    kinds = {name: how for name, how in KINDS.items() if name != PLAIN}
+    kinds = {
+        **{n: how for n, how in KINDS.items() if n != PLAIN},
+        ALWAYS: {"cache": "dual", "refresh_every": 1},
+    }
     found["verdicts"] = verdicts(model, [text], [start], config.block, kinds, BUDGET)
     found["notes"] = [
         f"{r['room']}/{r['block']}, {r['per_step']} a step: {r['arm']}: {r['nfe_full']}+{r['nfe_block']} forwards, "
@@ -86,7 +91,12 @@ def measure(config: Config) -> dict[str, Any]:
     name = f"{config.room}/{config.block}: dual, {config.per_step} a step"
     found["bars"] = [
         at_least(f"{name} against plain, estimated", _of(found["rows"], config, "dual"), FASTER),
-        all_inside(found["verdicts"]),
+        at_least(
+            f"{ALWAYS}: identical to plain",
+            float(found["verdicts"][ALWAYS]["verdict"] == "identical"),
+            1.0,
+            "share",
+        ),
     ]
     return found
 
