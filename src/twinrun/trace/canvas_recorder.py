@@ -178,10 +178,9 @@ class CanvasRecorder:
         active = [not skipped for skipped in own["skipped"].tolist()]
         computed_at = own["computed_at"].tolist()
         ids = self._history[state.step]
-        widths = [int(call.hidden.shape[1]) for call in calls]
-        narrow = next((i for i, width in enumerate(widths) if width < widths[0]), None)
+        narrow = next((i for i, call in enumerate(calls) if not call.same_tokens(calls[0], at)), None)
         layers = len(notes["skipped"][at]) * self.runner_layers
-        shallow = self.runner_layers if all(active) else (narrow if narrow is not None else len(widths))
+        shallow = self.runner_layers if all(active) else (narrow if narrow is not None else len(calls))
         left_out = (self.runner_layers - shallow) * active.count(False)
         return Skips(
             layer=None if all(active) else shallow,
