@@ -35,7 +35,8 @@ class CanvasRecorder:
         side: what is recorded; its prompt says where the generation area begins.
         row: of the batch.
         watch: what the layers are handed.
-        level: "states" keeps what replays need, "steps" no cosines by layer.
+        level: "states" keeps what replays need and cosines by layer of any run, "fingerprints" cosines of a run that
+            skips, "steps" none.
         sink: called with every step.
     """
 
@@ -45,8 +46,8 @@ class CanvasRecorder:
         """Nothing has been seen yet."""
         self.runner, self.side, self.row, self.watch = runner, side, row, watch
         self.level, self.sink = level, sink
-        self.wants_layers = level != "steps"
         self.is_skipping = level != "steps" and side.settings.get("skip") is not None
+        self.wants_layers = level == "states" or self.is_skipping
         self.tables = Tables(*runner.rotary_tables(side.width))
         self.moved = Moved()
         self._before: Any = None

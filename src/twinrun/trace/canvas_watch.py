@@ -23,7 +23,7 @@ class Handed:
     slots: Any
 
     def same_tokens(self, other: Handed, row: int) -> bool:
-        """Whether two layers were handed the same tables for a row; of a batch one row may drop tokens, another none."""
+        """Whether two layers were handed the same tables for a row; in a batch each row drops its own tokens."""
         if self.rotary is None or other.rotary is None:
             return self.hidden.shape[1] == other.hidden.shape[1]
         ours, theirs = (h.rotary[0][min(row, h.rotary[0].shape[0] - 1)] for h in (self, other) if h.rotary)
