@@ -43,7 +43,7 @@ def test_the_record_holds_run_and_comparison(capsys):
     compared = found["comparison"]
     assert found["settings"]["max_new_tokens"] == 32
     assert compared["verdict"]["verdict"] in ("lossy", "equivalent")
-    assert compared["speed_up"]["median"] > 0
+    assert compared["speed_up"]["ratio_median"] > 0
     assert compared["same_tokens"] <= compared["tokens_compared"]
 
 

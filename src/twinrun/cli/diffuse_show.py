@@ -55,25 +55,20 @@ def show_comparison(found: Compared, out: Console) -> None:
 
 
 def comparison_table(found: Compared) -> Table:
-    """Table of both settings; speeds stand only beside a verdict that passes."""
+    """Table of both settings, NFE as full + block forwards; speeds stand only beside a verdict that passes."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("setting", "commit", "verdict"):
-        table.add_column(name, no_wrap=True)
-    for name in ("KL mean", "top-1", "NFE full+block", "tokens", "a forward", "tokens/s"):
+    table.add_column("setting", overflow="fold")
+    table.add_column("verdict", no_wrap=True)
+    for name in ("KL mean", "NFE", "tokens", "tokens/s"):
         table.add_column(name, justify="right", no_wrap=True)
     for run, timing in found.rows():
         judged = found.verdict if run is found.ours else None
-        word = "reference" if judged is None else judged.verdict
-        agreement = "–" if judged is None or judged.top1_agreement is None else f"{judged.top1_agreement:.1%}"
         table.add_row(
-            Text(run.runner),
-            Text(run.settings["commit"]),
-            verdict_text(word),
+            Text(f"{run.runner}, {run.settings['commit']}"),
+            verdict_text("reference" if judged is None else judged.verdict),
             short(None if judged is None else judged.kl_mean),
-            agreement,
             f"{run.nfe_full}+{run.nfe_block}",
             str(run.new_tokens),
-            f"{run.tokens_per_forward:.2f}",
             _speed(run, timing) if found.passed else "–",
         )
     return table
