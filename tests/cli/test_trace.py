@@ -13,6 +13,11 @@ from twinrun.faults.registry import FAULTS
 
 MODEL = ["builtin:amateur", "--dtype", "float32", "--prompt", "Tom has 3 apples.", "--max-new-tokens", "5"]
 
+CANVAS = [
+    "builtin:diffusion", "--dtype", "float32", "--prompt", "Tom has 3 apples.", "--max-new-tokens", "32",
+    "-r", "diffusion",
+]  # fmt: skip
+
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
     code = main(list(argv))
@@ -65,6 +70,9 @@ def test_a_planted_fault_is_named_and_fails(capsys):
         (["trace", *MODEL, "--level", "all"], "unknown level 'all'"),
         (["trace", *MODEL, "--by", "head"], "by must be"),
         (["trace", *MODEL, "--candidate", "kv-cash"], "no runner named 'kv-cash'"),
+        (["trace", *CANVAS, "-c", "diffusion:dual+skipp"], "Did you mean 'skip'"),
+        (["trace", *CANVAS, "-c", "kv-cache"], "fills in masked tokens"),
+        (["trace", *CANVAS, "-c", "diffusion:dual", "--plant", "skip-compares-rows"], "does not show in"),
         (["trace", "show", "nowhere"], "holds no trace.json"),
         (["faults", "--name", "value-scale"], "Did you mean 'value-scale-off'"),
         (["faults", "--dtype", "float8", "--name", "double-bos"], "unknown precision 'float8'"),
@@ -85,3 +93,29 @@ def test_faults_are_listed_and_run(capsys, tmp_path):
     assert code == 0
     assert "1 of 1 caught, 1 named; 1 clean runs, 0 false alarms" in text
     assert json.loads(out.read_text("utf-8"))["passed"] is True
+
+
+def test_two_canvases_are_traced_shown_and_compared(capsys, tmp_path):
+    out = tmp_path / "t"
+    code, text, _ = run(capsys, "trace", *CANVAS, "-c", "diffusion:dual+skip", "--out", str(out), "--json")
+    assert code == 0
+    found = record(text)
+    assert (found["passed"], found["findings"]) == (True, [])
+    assert found["skipped"]["candidate"]["skipped_tokens"] > 0
+    page = Path(found["page"]).read_text("utf-8")
+    assert "The canvas filling in" in page
+    code, text, _ = run(capsys, "trace", "show", str(out))
+    assert code == 0
+    assert "diffusion:dual+skip" in text
+    code, text, _ = run(capsys, "trace", "show", str(out), "--against", str(out))
+    assert (code, text) == (0, "the two candidates agree to the end\n")
+
+
+def test_a_fault_planted_in_a_canvas_is_named_and_fails(capsys):
+    code, text, _ = run(
+        capsys, "trace", *CANVAS, "-c", "diffusion:dual+skip", "--plant", "skip-compares-rows", "--json"
+    )
+    assert code == 1
+    (found,) = record(text)["findings"]
+    assert found["where"] == "skip decision"
+    assert "step 1 of block 0 compares position 0 with position" in found["sentence"]

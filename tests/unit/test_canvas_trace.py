@@ -15,7 +15,9 @@ import torch
 
 import twinrun as tr
 from twinrun.errors import ConfigError, TraceError
+from twinrun.faults.canvas_runners import Beside
 from twinrun.models import zoo
+from twinrun.tasks.arithmetic import problem
 from twinrun.trace.canvas_checks import findings
 from twinrun.trace.canvas_divergence import first_canvas_divergence
 from twinrun.trace.canvas_side import CanvasSide
@@ -369,6 +371,35 @@ def test_each_thing_that_is_wrong_in_itself_is_found(
     assert [f.where for f in wrong] == [where]
     assert words in wrong[0].sentence
     assert (wrong[0].step, wrong[0].block_step) == (1, 1)
+
+
+def test_neighbours_of_a_changed_token_are_computed_and_no_others() -> None:
+    limits = {"skip_limits": {**LIMITS["skip_limits"], "neighbours": 1}}
+    still = {"mean": [0.99999, 0.99999, 0.6], "low": [0.9, 0.9, 0.6], "changed": [False, False, True]}
+
+    def found(active: list[bool]) -> list[str]:
+        skips = replace(SKIPS, **still, active=active)
+        deep = [p for p, on in zip([2, 3, 4], active, strict=True) if on]
+        wrong = findings(
+            side(step(), step(1, **{**PARTIAL, "skips": skips, "deep": deep, "read": deep}), settings=limits)
+        )
+        return [f.sentence.split(", whose")[0] for f in wrong]
+
+    assert found([False, True, True]) == []
+    assert found([False, False, True]) == ["step 1 of block 0 skips position 3"]
+    assert found([True, True, True]) == ["step 1 of block 0 computes position 2"]
+
+
+def test_one_row_of_a_batch_may_drop_tokens_where_another_drops_none() -> None:
+    """The forward then stays as wide as it was, and the layer where this row's tokens left shows in its rows alone."""
+    own = tr.load("builtin:diffusion", dtype="float32")
+    batch = Beside(own, block_length=16, cache="dual", skip=tr.TokenSkip.for_depth(6))
+    question = own.chat(problem(0, seed=3).question)
+    found = tr.trace(batch, batch, question, max_new_tokens=16)
+    odd = [s for s in found.candidate.steps if s.skipped and len(set(s.widths)) == 1]
+    assert odd
+    assert {s.skips.layer for s in odd} == {3}
+    assert found.passed
 
 
 def test_what_cannot_be_traced_is_refused(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def register(app: typer.Typer) -> None:
         chat: Chat = False,
         against: Against = "none",
         verify: Verify = True,
-        repeats: Repeats = 1,
+        repeats: Repeats = 3,
         max_kl: MaxKl = 0.1,
         min_top1: MinTop1 = 0.95,
         dtype: DtypeOption = "auto",

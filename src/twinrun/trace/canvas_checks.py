@@ -157,16 +157,17 @@ def _head(step: CanvasStep, at: str) -> Check:
 def _rule(side: CanvasSide, step: CanvasStep, at: str) -> Check:
     """The decision follows from its own cosines, in this row."""
     skips, limits = step.skips, side.settings.get("skip_limits")
-    if skips is None or skips.mean is None or skips.low is None or not limits or limits.get("neighbours"):
+    if skips is None or skips.mean is None or skips.low is None or not limits:
         return
     every = limits.get("refresh_every")
     if every and step.block_step % every == 0:
         return
-    cells = zip(step.positions, skips.active, skips.changed, skips.mean, skips.low, strict=True)
-    for position, active, changed, mean, low in cells:
+    near = _near(skips.changed, int(limits.get("neighbours") or 0))
+    cells = zip(step.positions, skips.active, near, skips.mean, skips.low, strict=True)
+    for position, active, moved, mean, low in cells:
         if mean is None or low is None:
             continue
-        stable = not changed and mean > limits["threshold"] and low >= limits["outlier"]
+        stable = not moved and mean > limits["threshold"] and low >= limits["outlier"]
         if stable == active:
             did = "computes" if active else "skips"
             yield (
@@ -176,6 +177,11 @@ def _rule(side: CanvasSide, step: CanvasStep, at: str) -> Check:
                 f"(skipped above {limits['threshold']:g}, from {limits['outlier']:g}): the decision is not its own",
             )
             return
+
+
+def _near(changed: list[bool], neighbours: int) -> list[bool]:
+    """Which tokens have changed, or stand so near to one that has."""
+    return [any(changed[max(0, i - neighbours) : i + neighbours + 1]) for i in range(len(changed))]
 
 
 def _canvas(side: CanvasSide, step: CanvasStep, at: str) -> Check:

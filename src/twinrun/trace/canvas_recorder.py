@@ -35,7 +35,8 @@ class CanvasRecorder:
         side: what is recorded; its prompt says where the generation area begins.
         row: of the batch.
         watch: what the layers are handed.
-        level: "states" keeps what replays need, "steps" no cosines by layer.
+        level: "states" keeps what replays need and cosines by layer of any run, "fingerprints" cosines of a run that
+            skips, "steps" none.
         sink: called with every step.
     """
 
@@ -45,8 +46,8 @@ class CanvasRecorder:
         """Nothing has been seen yet."""
         self.runner, self.side, self.row, self.watch = runner, side, row, watch
         self.level, self.sink = level, sink
-        self.wants_layers = level != "steps"
         self.is_skipping = level != "steps" and side.settings.get("skip") is not None
+        self.wants_layers = level == "states" or self.is_skipping
         self.tables = Tables(*runner.rotary_tables(side.width))
         self.moved = Moved()
         self._before: Any = None
@@ -178,10 +179,9 @@ class CanvasRecorder:
         active = [not skipped for skipped in own["skipped"].tolist()]
         computed_at = own["computed_at"].tolist()
         ids = self._history[state.step]
-        widths = [int(call.hidden.shape[1]) for call in calls]
-        narrow = next((i for i, width in enumerate(widths) if width < widths[0]), None)
+        narrow = next((i for i, call in enumerate(calls) if not call.same_tokens(calls[0], at)), None)
         layers = len(notes["skipped"][at]) * self.runner_layers
-        shallow = self.runner_layers if all(active) else (narrow if narrow is not None else len(widths))
+        shallow = self.runner_layers if all(active) else (narrow if narrow is not None else len(calls))
         left_out = (self.runner_layers - shallow) * active.count(False)
         return Skips(
             layer=None if all(active) else shallow,

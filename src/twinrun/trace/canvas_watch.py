@@ -22,6 +22,13 @@ class Handed:
     mask: Tensor | None
     slots: Any
 
+    def same_tokens(self, other: Handed, row: int) -> bool:
+        """Whether two layers were handed the same tables for a row; in a batch each row drops its own tokens."""
+        if self.rotary is None or other.rotary is None:
+            return self.hidden.shape[1] == other.hidden.shape[1]
+        ours, theirs = (h.rotary[0][min(row, h.rotary[0].shape[0] - 1)] for h in (self, other) if h.rotary)
+        return ours.shape == theirs.shape and torch.equal(ours, theirs)
+
     def keys(self, row: int) -> int:
         """Slots that the queries of a row may attend to, the most of any query."""
         if self.mask is None:
