@@ -89,9 +89,15 @@ def speed() -> str:
             "To the end of each text, early stop on both sides, dual cache with threshold 0.9 against plain: "
             + "; ".join(_question(q) for q in record["by_question"])
             + ".",
-            *(f"\n- {bar['name']}: {bar['value']:.1f}, bar {bar['at_least']:g}" for bar in record["bars"]),
+            "",
+            *(_bar(bar) for bar in record["bars"]),
         ]
     )
+
+
+def _bar(bar: dict[str, Any]) -> str:
+    word = "passed" if bar["passed"] else "MISSED"
+    return f"- bar, {bar['name']}: {bar['value']:.1f}, at least {bar['at_least']:g}: {word}"
 
 
 def _question(q: dict[str, Any]) -> str:
