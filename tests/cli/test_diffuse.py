@@ -167,6 +167,12 @@ def test_causal_commands_refuse_the_name_of_a_canvas_runner(capsys):
         assert "twinrun diffuse" in err
 
 
+def test_bench_refuses_a_canvas_runner():
+    runner = tr.Diffusion(tr.load("builtin:diffusion"))
+    with pytest.raises(tr.errors.ConfigError, match="twinrun diffuse"):
+        tr.bench([runner], lengths=[8], new_tokens=32)
+
+
 def test_lists_name_what_there_is(capsys):
     code, out, _ = run(capsys, "runners", "--json")
     names = {row["name"]: row["exact"] for row in record(out)["runners"]}

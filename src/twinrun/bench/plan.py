@@ -121,6 +121,10 @@ def _check(sides: Mapping[str, Any]) -> None:
                     f"{name} has no {verb}(); a runner needs score(tokens, start) and "
                     "generate(prompt, max_new_tokens, observe)"
                 )
+        if getattr(side, "kind", "") == "diffusion":
+            raise ConfigError(
+                f"{name} fills in a canvas and has no time per token; `twinrun diffuse` times it with a verdict"
+            )
         if name.endswith(AGAIN):
             raise ConfigError(f"{name!r} is how the A/A run is called; name that runner otherwise")
 
