@@ -29,11 +29,11 @@ def test_it_says_what_was_found(visit):
     page = visit()
     assert "twinrun demo" in page.title()
     assert page.locator("#outcome").inner_text() == "Every fast path is the same model."
-    assert page.locator("table.verdicts tbody tr").count() == 3
-    assert (
-        "82.7×" in page.locator("table.verdicts").inner_text()
-        or "83×" in page.locator("table.verdicts").inner_text()
-    )
+    assert page.locator("#paths table.verdicts tbody tr").count() == 3
+    told = page.locator("#paths table.verdicts").inner_text()
+    assert "82.7×" in told or "83×" in told
+    assert page.locator("#diffusion table.verdicts tbody tr").count() == 2
+    assert "lossy" in page.locator("#diffusion table.verdicts").inner_text()
     assert page.locator(".card .badge").inner_text() == "caught"
     assert page.locator(".glossary dt").count() >= 9
 
@@ -146,7 +146,7 @@ def test_without_script_the_text_is_still_there(browser, file):
     page = context.new_page()
     page.goto(file.as_uri())
     assert page.locator(".tok").first.is_visible()
-    assert "equivalent" in page.locator("table.verdicts").inner_text()
+    assert "equivalent" in page.locator("#paths table.verdicts").inner_text()
     context.close()
 
 
