@@ -91,3 +91,28 @@ def visit(browser, file, request) -> Iterator:
     for context in contexts:
         context.close()
     assert complaints == []
+
+
+@pytest.fixture(scope="module")
+def place(request, tmp_path_factory):
+    """Address of the page of a record, rendered once; the test file says which in RECORDS and RENDER."""
+    folder, found = tmp_path_factory.mktemp("pages"), {}
+
+    def path(name):
+        if name not in found:
+            found[name] = folder / f"{name}.html"
+            text = request.module.RENDER(request.module.RECORDS[name]())
+            found[name].write_text(text, "utf-8", "backslashreplace")
+        return found[name].as_uri()
+
+    return path
+
+
+@pytest.fixture
+def see(request, visit, place):
+    """Open a record's page; the first in RECORDS if none is named."""
+
+    def open_record(name=None, **options):
+        return visit(url=place(name or next(iter(request.module.RECORDS))), **options)
+
+    return open_record

@@ -17,28 +17,7 @@ RECORDS = {
 }
 
 
-@pytest.fixture(scope="session")
-def place(tmp_path_factory):
-    """Address of the page of a record, rendered once."""
-    folder, found = tmp_path_factory.mktemp("canvas"), {}
-
-    def path(name):
-        if name not in found:
-            found[name] = folder / f"{name}.html"
-            found[name].write_text(render_canvas_trace(RECORDS[name]()), "utf-8", "backslashreplace")
-        return found[name].as_uri()
-
-    return path
-
-
-@pytest.fixture
-def see(visit, place):
-    """Open a record's page."""
-
-    def open_record(name="wrong", **options):
-        return visit(url=place(name), **options)
-
-    return open_record
+RENDER = render_canvas_trace
 
 
 def cell(page, side, position):

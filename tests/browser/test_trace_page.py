@@ -21,28 +21,7 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 10, 18, 22
 """Margins of the map's plot in CSS pixels, as in trace_map.js."""
 
 
-@pytest.fixture(scope="session")
-def place(tmp_path_factory):
-    """Path of the page of a record, rendered once."""
-    folder, found = tmp_path_factory.mktemp("trace"), {}
-
-    def path(name):
-        if name not in found:
-            found[name] = folder / f"{name}.html"
-            found[name].write_text(render_trace(RECORDS[name]()), "utf-8", "backslashreplace")
-        return found[name].as_uri()
-
-    return path
-
-
-@pytest.fixture
-def see(visit, place):
-    """Open a record's page."""
-
-    def open_record(name="free", **options):
-        return visit(url=place(name), **options)
-
-    return open_record
+RENDER = render_trace
 
 
 def here(page):

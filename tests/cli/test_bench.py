@@ -6,11 +6,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+from tests.support.command import last_record
 from tests.support.sweeps import cheap_ceilings
 from tests.support.tiny import tiny_folder
 from twinrun.cli.lists import spread_out
@@ -39,11 +39,6 @@ def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
     code = main(["bench", *argv])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
-
-
-def last_record(out: str) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
-    return record
 
 
 @pytest.mark.parametrize(

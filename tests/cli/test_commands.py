@@ -6,12 +6,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.support.command import last_record, run
 from tests.support.tiny import tiny_folder
-from twinrun.cli.main import COMMANDS, main
+from twinrun.cli.main import COMMANDS
 
 QUICK = ["--max-tokens", "40"]
 
@@ -19,18 +19,6 @@ QUICK = ["--max-tokens", "40"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tiny_folder(tmp_path_factory.mktemp("models") / "tiny"))
-
-
-def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
-    code = main(list(argv))
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-def last_record(out: str) -> dict[str, Any]:
-    record = json.loads(out.strip().splitlines()[-1])
-    assert isinstance(record, dict)
-    return record
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])

@@ -13,24 +13,12 @@ import pytest
 from rich.console import Console
 
 import twinrun as tr
+from tests.support.command import last_record, run
 from tests.support.diffusion_folders import llada_folder
 from twinrun.cli.diffuse_canvas import OPEN, CanvasText, live_canvas
-from twinrun.cli.main import main
 
 QUESTION = "Tom has 3 apples. Tom buys 4 more. How many apples does Tom have now?"
 MODEL = ["diffuse", "builtin:diffusion", "--dtype", "float32", "--chat", "--prompt", QUESTION, "-n", "32"]
-
-
-def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
-    code = main(list(argv))
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-def record(out: str) -> dict[str, Any]:
-    found = json.loads(out.strip().splitlines()[-1])
-    assert isinstance(found, dict)
-    return found
 
 
 def test_a_speed_stands_beside_its_verdict(capsys):
@@ -46,7 +34,7 @@ def test_the_record_holds_run_and_comparison(capsys):
     code, out, _ = run(
         capsys, *MODEL, "--cache", "dual", "--commit", "threshold:0.9", "--refresh-every", "2", "--json"
     )
-    found = record(out)
+    found = last_record(out)
     assert code == 0
     compared = found["comparison"]
     assert found["settings"]["max_new_tokens"] == 32
@@ -58,19 +46,19 @@ def test_the_record_holds_run_and_comparison(capsys):
 def test_plain_decoding_is_its_own_reference(capsys):
     code, out, _ = run(capsys, *MODEL, "--json")
     assert code == 0
-    assert record(out)["comparison"]["verdict"] == {"verdict": "reference"}
+    assert last_record(out)["comparison"]["verdict"] == {"verdict": "reference"}
 
 
 def test_outside_the_budget_no_speed_is_shown_and_it_fails(capsys):
     code, out, err = run(capsys, *MODEL, "--cache", "dual", "--max-kl", "1e-12", "--json")
-    found = record(out)["comparison"]
+    found = last_record(out)["comparison"]
     assert (code, found["verdict"]["verdict"], found["speed_up"]) == (1, "different", None)
     assert "no speed" in err
 
 
 def test_without_a_verdict_there_is_no_speed(capsys):
     code, out, _ = run(capsys, *MODEL, "--cache", "dual", "--no-verify", "--json")
-    found = record(out)
+    found = last_record(out)
     assert (code, found["tokens_per_second"], found["comparison"]) == (0, None, None)
     assert "per second" not in out.splitlines()[0]
 
@@ -118,7 +106,7 @@ def test_verify_takes_runners_of_a_canvas(capsys):
         capsys, "verify", "builtin:diffusion", "--dtype", "float32", "--reference", "diffusion",
         "--candidate", "diffusion:dual+refresh_every=1", "--prompt", "2 + 3 = 5", "--json",
     )  # fmt: skip
-    assert (code, record(out)["verdict"]) == (0, "identical")
+    assert (code, last_record(out)["verdict"]) == (0, "identical")
 
 
 def test_a_missing_mask_id_is_one_line(capsys, tmp_path: Path):
@@ -175,16 +163,16 @@ def test_bench_refuses_a_canvas_runner():
 
 def test_lists_name_what_there_is(capsys):
     code, out, _ = run(capsys, "runners", "--json")
-    names = {row["name"]: row["exact"] for row in record(out)["runners"]}
+    names = {row["name"]: row["exact"] for row in last_record(out)["runners"]}
     assert code == 0
     assert {"diffusion": True, "diffusion:dual": False}.items() <= names.items()
-    kinds = {row["name"]: row["kind"] for row in record(run(capsys, "models", "--json")[1])["models"]}
+    kinds = {row["name"]: row["kind"] for row in last_record(run(capsys, "models", "--json")[1])["models"]}
     assert kinds["diffusion"] == "masked diffusion"
 
 
 def test_a_setting_in_words_is_the_one_in_python(capsys):
     argv = ["--cache", "dual", "--skip", "token:layer_k=3,threshold=0.999", "--no-verify", "--json"]
-    settings = record(run(capsys, *MODEL, *argv)[1])["settings"]
+    settings = last_record(run(capsys, *MODEL, *argv)[1])["settings"]
     assert settings["skip"] == repr(tr.TokenSkip(layer_k=3, threshold=0.999))
     assert settings["cache"] == "dual"
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from twinrun.cli.main import main
+from tests.support.command import last_record, run
 from twinrun.faults.registry import FAULTS
 
 MODEL = ["builtin:amateur", "--dtype", "float32", "--prompt", "Tom has 3 apples.", "--max-new-tokens", "5"]
@@ -19,23 +18,11 @@ CANVAS = [
 ]  # fmt: skip
 
 
-def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
-    code = main(list(argv))
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-def record(out: str) -> dict[str, Any]:
-    found = json.loads(out.strip().splitlines()[-1])
-    assert isinstance(found, dict)
-    return found
-
-
 def test_a_clean_trace_is_recorded_shown_and_compared(capsys, tmp_path):
     out = tmp_path / "t"
     code, text, _ = run(capsys, "trace", *MODEL, "--out", str(out), "--json")
     assert code == 0
-    found = record(text)
+    found = last_record(text)
     assert found["divergence"] is None
     assert found["verdict"]["verdict"] in ("identical", "equivalent")
     assert Path(found["page"]).read_text("utf-8").startswith("<!doctype html>")
@@ -51,7 +38,7 @@ def test_a_clean_trace_is_recorded_shown_and_compared(capsys, tmp_path):
 
 def test_a_planted_fault_is_named_and_fails(capsys):
     code, text, _ = run(capsys, "trace", *MODEL, "--plant", "value-scale-off", "--json")
-    found = record(text)
+    found = last_record(text)
     assert code == 1
     assert found["blame"]["module"].endswith("v_proj")
     assert found["divergence"]["kind"] == "numeric divergence"
@@ -59,7 +46,7 @@ def test_a_planted_fault_is_named_and_fails(capsys):
         capsys, "trace", *MODEL, "--plant", "value-scale-off", "--by", "layer", "--forced", "--json"
     )
     assert code == 1
-    assert record(text)["blame"]["module"].split(".")[-1].isdigit()
+    assert last_record(text)["blame"]["module"].split(".")[-1].isdigit()
 
 
 @pytest.mark.parametrize(
@@ -87,7 +74,7 @@ def test_bad_requests_are_one_line(capsys, argv, says):
 def test_faults_are_listed_and_run(capsys, tmp_path):
     code, text, _ = run(capsys, "faults", "--list", "--json")
     assert code == 0
-    assert [f["name"] for f in record(text)["faults"]] == list(FAULTS)
+    assert [f["name"] for f in last_record(text)["faults"]] == list(FAULTS)
     out = tmp_path / "faults.json"
     code, text, _ = run(capsys, "faults", "-n", "value-scale-off", "--dtype", "float32", "--out", str(out))
     assert code == 0
@@ -99,7 +86,7 @@ def test_two_canvases_are_traced_shown_and_compared(capsys, tmp_path):
     out = tmp_path / "t"
     code, text, _ = run(capsys, "trace", *CANVAS, "-c", "diffusion:dual+skip", "--out", str(out), "--json")
     assert code == 0
-    found = record(text)
+    found = last_record(text)
     assert (found["passed"], found["findings"]) == (True, [])
     assert found["skipped"]["candidate"]["skipped_tokens"] > 0
     page = Path(found["page"]).read_text("utf-8")
@@ -116,6 +103,6 @@ def test_a_fault_planted_in_a_canvas_is_named_and_fails(capsys):
         capsys, "trace", *CANVAS, "-c", "diffusion:dual+skip", "--plant", "skip-compares-rows", "--json"
     )
     assert code == 1
-    (found,) = record(text)["findings"]
+    (found,) = last_record(text)["findings"]
     assert found["where"] == "skip decision"
     assert "step 1 of block 0 compares position 0 with position" in found["sentence"]

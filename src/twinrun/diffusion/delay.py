@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
+from twinrun.diffusion.active import Active
 from twinrun.diffusion.feed import Feed
-from twinrun.diffusion.forward import BlockForward, Passed
+from twinrun.diffusion.forward import AllTokens, BlockForward, Passed
 from twinrun.models.parts import Parts
 
 
@@ -30,20 +27,8 @@ class DelayedCache:
         return _Delayed(parts)
 
 
-class _Delayed:
+class _Delayed(AllTokens):
     """The cached steps of one run; nothing is kept between them but what stands in the slots."""
-
-    wants_layers = False
-    wants_confidence = False
-
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
-
-    def begin(self) -> None:
-        """Nothing to forget."""
-
-    def after_full(self, feed: Feed, layers: Sequence[Tensor]) -> None:
-        """Nothing to take: the full forward has written all slots."""
 
     def __call__(self, feed: Feed) -> Passed:
         """Compute the tokens that are needed, the rows of the batch side by side."""
@@ -52,27 +37,19 @@ class _Delayed:
         if feed.lead:  # the row before an open position holds its logits
             needed[:, :-1] |= feed.open[:, 1:]
         needed &= feed.active[:, None]
+        rows, tokens = needed.shape
         counts = needed.sum(1)
-        order = (~needed).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(counts.max())]
-        real = needed.gather(1, order)
-        feed.slots.at = torch.where(real, order + feed.columns.start, feed.slots.nowhere)
-        hidden = self._through(feed, order)
-        out = hidden.new_zeros(*needed.shape, hidden.shape[-1])
-        rows = real.nonzero(as_tuple=True)
-        out[rows[0], order[rows]] = hidden[rows]
+        going, _ = Active.everything(rows, tokens, needed.device).narrow(needed, int(counts.max()))
+        feed.slots.at = going.slots(feed.columns.start, feed.slots.nowhere)
+        parts, hidden = self._parts, self._parts.embed(going.take(feed.ids))
+        rotary = going.take(feed.rotary[0]), going.take(feed.rotary[1])
+        for index in range(parts.num_layers):
+            hidden = parts.layer(index, hidden, rotary, feed.mask, feed.slots)
+        out = hidden.new_zeros(rows, tokens, hidden.shape[-1])
+        going.put(out, hidden)
         return Passed(
             hidden=out,
             fresh=needed,
-            token_layers=int(counts.sum()) * self._parts.num_layers,
+            token_layers=int(counts.sum()) * parts.num_layers,
             notes={"computed": needed},
         )
-
-    def _through(self, feed: Feed, order: Tensor) -> Tensor:
-        """Hidden states `[rows, tokens, width]` behind the last layer of the tokens in `order`."""
-        parts = self._parts
-        hidden = parts.embed(feed.ids.gather(1, order))
-        at = order[..., None].expand(-1, -1, feed.rotary[0].shape[-1])
-        rotary = (feed.rotary[0].gather(1, at), feed.rotary[1].gather(1, at))
-        for index in range(parts.num_layers):
-            hidden = parts.layer(index, hidden, rotary, feed.mask, feed.slots)
-        return hidden

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from twinrun.diffusion.rule import Decision, Seen
+from twinrun.diffusion.rule import Decision, Seen, check_refresh, is_refresh
 from twinrun.diffusion.skipped import Skipping
 from twinrun.diffusion.wiring import Wiring
 from twinrun.errors import ConfigError
@@ -62,8 +62,7 @@ class ImportanceSkip:
             raise ConfigError(f"schedule={self.schedule}: shares of layers must rise and stay below 1")
         if not 0 <= self.alpha <= 1:
             raise ConfigError(f"alpha={self.alpha}; use 0 to 1")
-        if self.refresh_every is not None and self.refresh_every < 1:
-            raise ConfigError(f"refresh_every={self.refresh_every}; use 1 or more steps, or None for never")
+        check_refresh(self.refresh_every)
 
     @property
     def candidates(self) -> bool:
@@ -85,7 +84,7 @@ class ImportanceSkip:
 
     def skips_at(self, step: int) -> bool:
         """Every step but those of `refresh_every`."""
-        return step > 0 and (self.refresh_every is None or step % self.refresh_every != 0)
+        return not is_refresh(step, self.refresh_every)
 
     def choose(self, seen: Seen) -> Decision:
         """Rank the tokens of each row and keep the share of this depth."""

@@ -16,6 +16,7 @@ from twinrun.diffusion.canvas import Canvas
 from twinrun.diffusion.delay import DelayedCache
 from twinrun.diffusion.feed import Board, Feed
 from twinrun.diffusion.forward import AllTokens, BlockForward, Passed, run_layers
+from twinrun.diffusion.rule import is_refresh
 from twinrun.diffusion.settings import DiffusionSettings
 from twinrun.models.parts import Parts, Slots
 
@@ -81,8 +82,7 @@ class Passes:
 
     def is_full(self, step: int) -> bool:
         """Whether a step of a block is a full forward."""
-        every = self._settings.refresh_every
-        return self.slots is None or step == 0 or (every is not None and step % every == 0)
+        return self.slots is None or is_refresh(step, self._settings.refresh_every)
 
     def feed(self, step: int, layers: list[Tensor] | None = None, *, full: bool) -> Feed:
         """What a step is fed: the whole canvas, or the columns that the cache computes again."""

@@ -7,6 +7,28 @@ from typing import Protocol
 
 from torch import Tensor
 
+from twinrun.errors import ConfigError
+
+
+def is_refresh(step: int, every: int | None) -> bool:
+    """Whether step `step` of a block computes everything: the first does, and every `every`-th (None: no other).
+
+    Example:
+        >>> [is_refresh(step, 3) for step in range(4)]
+        [True, False, False, True]
+    """
+    return step == 0 or (every is not None and step % every == 0)
+
+
+def check_refresh(every: int | None) -> None:
+    """Refuse a number of steps below 1.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if every is not None and every < 1:
+        raise ConfigError(f"refresh_every={every}; use 1 or more steps, or None for never")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:

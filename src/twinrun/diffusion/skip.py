@@ -6,10 +6,11 @@ A rule says in front of which layers tokens may drop out and which of them do; `
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from twinrun.diffusion.rule import Decision, Seen
+from twinrun.diffusion.rule import Decision, Seen, check_refresh, is_refresh
 from twinrun.diffusion.skipped import Skipping
 from twinrun.diffusion.wiring import Wiring
 from twinrun.errors import ConfigError
@@ -69,15 +70,14 @@ class TokenSkip:
             raise ConfigError(f"threshold={self.threshold} is no mean cosine; use 0 to 1")
         if not -1 <= self.outlier <= 1:
             raise ConfigError(f"outlier={self.outlier} is no cosine; use -1 to 1")
-        if self.refresh_every is not None and self.refresh_every < 1:
-            raise ConfigError(f"refresh_every={self.refresh_every}; use 1 or more steps, or None for never")
+        check_refresh(self.refresh_every)
         if self.neighbours < 0:
             raise ConfigError(f"neighbours={self.neighbours}; use 0 or more tokens")
 
     @classmethod
-    def for_depth(cls, num_layers: int, **settings: float | None) -> TokenSkip:
+    def for_depth(cls, num_layers: int, **settings: Any) -> TokenSkip:
         """`layer_k` as `scaled_layer_k` has it for a model of so many layers; other settings by name."""
-        return cls(layer_k=scaled_layer_k(num_layers), **settings)  # type: ignore[arg-type]
+        return cls(layer_k=scaled_layer_k(num_layers), **settings)
 
     @property
     def candidates(self) -> bool:
@@ -110,7 +110,7 @@ class TokenSkip:
 
     def skips_at(self, step: int) -> bool:
         """Every step but those of `refresh_every`."""
-        return step > 0 and (self.refresh_every is None or step % self.refresh_every != 0)
+        return not is_refresh(step, self.refresh_every)
 
     def choose(self, seen: Seen) -> Decision:
         """Compare every token with itself, in all rows and layers at once."""

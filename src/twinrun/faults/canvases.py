@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,77 +14,65 @@ from twinrun.diffusion.canvas import Canvas
 from twinrun.diffusion.chooser import Chooser
 from twinrun.diffusion.commit import Factor
 from twinrun.diffusion.diffusion import Diffusion
+from twinrun.faults.canvas_fault import canvas_fault
 from twinrun.faults.fault import Fault, Site
 from twinrun.faults.parts import attribute
-from twinrun.faults.skips import looks_both_ways
 
 FAST_DLLM = "https://github.com/NVlabs/Fast-dLLM"
 
 
 def mask_id_committed() -> Fault:
     """The mask may be proposed."""
-    return Fault(
+    return canvas_fault(
         name="mask-id-committed",
         summary="the mask id is not banned: where it is the likeliest token it is committed, and stays in the output",
         thread=(f"{FAST_DLLM}/issues/54", f"{FAST_DLLM}/issues/66"),
-        kind="runner",
         where="a commit of the mask id",
         site=Site("mask id"),
         needs=("a model that finds the mask likely",),
         runners=("diffusion:none", "diffusion:dual"),
-        way="diffusion",
-        reason_against=looks_both_ways,
         plant=_mask_allowed,
     )
 
 
 def prompt_mask_overwritten() -> Fault:
     """A mask in the prompt is taken for a place to fill in."""
-    return Fault(
+    return canvas_fault(
         name="prompt-mask-overwritten",
         summary="what is open is read off the ids, so a mask id inside the prompt is filled in",
         thread=("https://github.com/sgl-project/sglang/issues/39499",),
-        kind="runner",
         where="a commit inside the prompt",
         site=Site("prompt"),
         needs=("the mask id inside the prompt",),
         runners=("diffusion:none", "diffusion:dual"),
-        way="diffusion",
-        reason_against=looks_both_ways,
         plant=_open_by_id,
     )
 
 
 def factor_off_by_one() -> Fault:
     """The last candidate is never tested."""
-    return Fault(
+    return canvas_fault(
         name="factor-off-by-one",
         summary="factor decoding commits every candidate where only the last of them fails its bound",
         thread=(),
-        kind="runner",
         where="commits of the factor rule, the last two positions of a block at the latest",
         site=Site("commit set"),
         needs=("commit=Factor(f)",),
         runners=("diffusion:none, factor",),
-        way="diffusion",
-        reason_against=looks_both_ways,
         plant=_last_untested,
     )
 
 
 def canvas_padding_attended() -> Fault:
     """The mask of a padded batch never reaches attention."""
-    return Fault(
+    return canvas_fault(
         name="canvas-padding-attended",
         summary="rows of a padded batch attend to their padding, because the attention mask is built and not passed on",
         thread=(f"{FAST_DLLM}/issues/39", "https://github.com/ML-GSAI/LLaDA/issues/90"),
-        kind="runner",
         where="attention mask of the first step of a padded row",
         site=Site("mask"),
         needs=("padding",),
         runners=("diffusion:none, batch", "diffusion:dual+skip, batch"),
-        way="diffusion",
-        reason_against=looks_both_ways,
         plant=_no_mask,
     )
 
@@ -94,9 +82,9 @@ def _mask_allowed(runner: Diffusion) -> Iterator[None]:
     make = runner._chooser
 
     def chooser(*args: Any, **kwargs: Any) -> Chooser:
-        found: Any = make(*args, **kwargs)
-        found.mask_id = slice(0, 0)  # bans nothing
-        return found  # type: ignore[no-any-return]
+        found, nothing = make(*args, **kwargs), slice(0, 0)
+        found.mask_id = cast(int, nothing)  # bans nothing
+        return found
 
     with attribute(runner, "_chooser", chooser):
         yield

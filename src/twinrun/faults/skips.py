@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,105 +15,74 @@ from twinrun.diffusion.active import Active
 from twinrun.diffusion.diffusion import Diffusion
 from twinrun.diffusion.skipped import Skipping
 from twinrun.diffusion.wiring import Wiring
+from twinrun.faults.canvas_fault import canvas_fault
 from twinrun.faults.fault import Fault, Site
 from twinrun.faults.parts import attribute
-from twinrun.models.model import Model
 from twinrun.models.parts import Parts, Rotary, Slots
 
-SKIPPING = ("diffusion:dual+skip",)
 CODE = "https://github.com/HanHoupu/fastllmskip"
+skip_fault = partial(canvas_fault, thread=(CODE,), runners=("diffusion:dual+skip",))
 
 
 def compares_rows() -> Fault:
     """Row j of the canvas against row j of the block."""
-    return Fault(
+    return skip_fault(
         name="skip-compares-rows",
         summary="the first cached step of a block compares hidden states row by row: position 0 with the block's first",
-        thread=(CODE,),
-        kind="runner",
         where="skip decision of the first cached step of a block",
         site=Site("skip decision"),
         needs=("a token skip", "two steps in a block"),
-        runners=SKIPPING,
-        way="diffusion",
-        reason_against=looks_both_ways,
         plant=rewired(RowAgainstRow),
     )
 
 
 def local_positions() -> Fault:
     """Rotary positions counted from the block's beginning."""
-    return Fault(
+    return skip_fault(
         name="skip-block-local-positions",
         summary="tokens that go on are rotated by their place in the block, not by their position",
-        thread=(CODE,),
-        kind="runner",
         where="rotary positions behind the cut",
         site=Site("positions"),
         needs=("a token skip", "a step that skips some tokens and computes others"),
-        runners=SKIPPING,
-        way="diffusion",
-        reason_against=looks_both_ways,
         plant=rewired(BlockLocal),
     )
 
 
 def early_states_to_head() -> Fault:
     """Hidden states of an early layer through the head."""
-    return Fault(
+    return skip_fault(
         name="skip-early-states-to-head",
         summary="skipped tokens show the hidden states of layer k through norm and head, and compete with them",
-        thread=(CODE,),
-        kind="runner",
         where="what the head reads of skipped tokens",
         site=Site("head input"),
         needs=("a token skip", "a step that skips"),
-        runners=SKIPPING,
-        way="diffusion",
-        reason_against=looks_both_ways,
         plant=rewired(EarlyStates),
     )
 
 
 def keys_rotated_twice() -> Fault:
     """Rotated keys in a cache that rotates what it is given."""
-    return Fault(
+    return skip_fault(
         name="skip-keys-rotated-twice",
         summary="keys that are rotated already are stored where keys are rotated once more",
-        thread=(CODE,),
-        kind="runner",
         where="keys of the first layer behind the cut",
         site=Site("keys"),
         needs=("a token skip", "a step that skips some tokens and computes others"),
-        runners=SKIPPING,
-        way="diffusion",
-        reason_against=looks_both_ways,
         plant=rewired(RotatedTwice),
     )
 
 
 def first_row_decides() -> Fault:
     """One decision for a batch."""
-    return Fault(
+    return skip_fault(
         name="skip-first-row-decides",
         summary="the decision of row 0 is taken for every row of a batch",
-        thread=(CODE,),
-        kind="runner",
         where="skip decision of the second row",
         site=Site("skip decision"),
         needs=("a token skip", "two rows"),
         runners=("diffusion:dual+skip, batch",),
-        way="diffusion",
-        reason_against=looks_both_ways,
         plant=rewired(FirstRow),
     )
-
-
-def looks_both_ways(model: Model) -> str | None:
-    """None for a masked-diffusion model, else the reason why it cannot have the fault."""
-    if getattr(model.config, "is_causal", True) is False and model.mask_id is not None:
-        return None
-    return "it is a causal model; diffusion decoding needs a masked-diffusion model"
 
 
 class RowAgainstRow(Wiring):

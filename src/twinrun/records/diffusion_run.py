@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from twinrun.records.env import environment
+from twinrun.records.run import Written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ DiffusionObserver = Callable[[DiffusionStep], object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DiffusionRun:
+class DiffusionRun(Written):
     """One masked-diffusion decode of a batch of prompts.
 
     Attributes:
@@ -56,20 +56,10 @@ class DiffusionRun:
         cache_bytes: keys and values held at the end; 0 without a cache.
     """
 
-    runner: str
-    model: str
-    dtype: str
-    prompts: list[list[int]]
-    tokens: list[list[int]]
     canvases: list[list[int]]
-    texts: list[str] | None
-    finish: list[str]
     steps: list[DiffusionStep] = field(repr=False)
-    settings: dict[str, Any]
-    seconds: float
     num_layers: int
     cache_bytes: int = 0
-    env: dict[str, Any] = field(default_factory=environment, repr=False)
 
     @property
     def nfe(self) -> int:
@@ -85,11 +75,6 @@ class DiffusionRun:
     def nfe_block(self) -> int:
         """Forwards over a part of the canvas."""
         return self.nfe - self.nfe_full
-
-    @property
-    def new_tokens(self) -> int:
-        """Tokens of all rows up to and including their end; what lies behind an end is not counted."""
-        return sum(map(len, self.tokens))
 
     @property
     def tokens_per_forward(self) -> float:
@@ -112,19 +97,6 @@ class DiffusionRun:
     def sequences(self) -> list[list[int]]:
         """Prompt and generation area of each row."""
         return [[*p, *c] for p, c in zip(self.prompts, self.canvases, strict=True)]
-
-    @property
-    def text(self) -> str:
-        """Text of the only row.
-
-        Raises:
-            ValueError: the run has several rows, or its model has no tokenizer.
-        """
-        if self.texts is None or len(self.texts) != 1:
-            raise ValueError(
-                "`text` is for runs of one prompt on a model with a tokenizer; use `texts` or `tokens`"
-            )
-        return self.texts[0]
 
     def to_json(self) -> dict[str, Any]:
         """Return the record, with the numbers computed from it, as plain JSON types."""

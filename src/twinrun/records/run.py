@@ -26,12 +26,8 @@ Observer = Callable[[Step], object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """One execution of one runner on a batch of prompts.
-
-    `tokens[i]` are the new tokens of row i (EOS included when it was produced); `finish[i]` is "eos",
-    "length" or "stopped".
-    """
+class Written:
+    """What a free-running execution wrote, whatever its steps are."""
 
     runner: str
     model: str
@@ -40,14 +36,13 @@ class Run:
     tokens: list[list[int]]
     texts: list[str] | None
     finish: list[str]
-    steps: list[Step] = field(repr=False)
     settings: dict[str, Any]
     seconds: float
     env: dict[str, Any] = field(default_factory=environment, repr=False)
 
     @property
     def new_tokens(self) -> int:
-        """Tokens produced in all rows."""
+        """Tokens of all rows up to and including their end; what lies behind an end is not counted."""
         return sum(map(len, self.tokens))
 
     @property
@@ -62,6 +57,17 @@ class Run:
                 "`text` is for runs of one prompt on a model with a tokenizer; use `texts` or `tokens`"
             )
         return self.texts[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run(Written):
+    """One execution of one runner on a batch of prompts.
+
+    `tokens[i]` are the new tokens of row i (EOS included when it was produced); `finish[i]` is "eos",
+    "length" or "stopped".
+    """
+
+    steps: list[Step] = field(repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain JSON types."""

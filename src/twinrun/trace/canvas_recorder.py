@@ -20,6 +20,10 @@ Sink = Callable[[CanvasStep], object]
 class Traced(Protocol):
     """What a diffusion runner offers to a trace, beside `generate`."""
 
+    @property
+    def parts(self) -> Any:
+        """Pieces of the model."""
+
     def saved_state(self, before: Any) -> dict[str, Tensor]:
         """Copy everything that a step depends on."""
 
@@ -199,8 +203,7 @@ class CanvasRecorder:
     @property
     def runner_layers(self) -> int:
         """Decoder layers of the model."""
-        found: int = self.runner.parts.num_layers  # type: ignore[attr-defined]
-        return found
+        return int(self.runner.parts.num_layers)
 
 
 def _listed(values: Tensor | None) -> list[float | None] | None:

@@ -15,11 +15,11 @@ from twinrun.trace.canvas_keys import check_keys
 from twinrun.trace.canvas_recorder import CanvasRecorder
 from twinrun.trace.canvas_side import CanvasSide
 from twinrun.trace.canvas_step import CanvasStep
-from twinrun.trace.canvas_trace import CANVAS_SCHEMA, SIDES, CanvasTrace, state_of
+from twinrun.trace.canvas_trace import CANVAS_SCHEMA, CanvasTrace, state_of
 from twinrun.trace.canvas_watch import watching_layers
 from twinrun.trace.identity import identity
 from twinrun.trace.journal import Journal
-from twinrun.trace.meta import META
+from twinrun.trace.meta import META, SIDES
 from twinrun.trace.recorder import Level
 
 Progress = Callable[[int, int, str], None]

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from twinrun.errors import TraceError
-from twinrun.records.write import write_json
 from twinrun.trace.canvas_checks import Finding, findings
 from twinrun.trace.canvas_divergence import CanvasDivergence, first_canvas_divergence
 from twinrun.trace.canvas_side import CanvasSide
 from twinrun.trace.canvas_step import CanvasStep
 from twinrun.trace.cosines import cosine_distribution
-from twinrun.trace.identity import why_different
-from twinrun.trace.journal import Journal
-from twinrun.trace.meta import META, read_meta
-from twinrun.trace.reader import read_steps
+from twinrun.trace.meta import META, SIDES, read_meta, read_side, refuse_other_model, write_trace
 from twinrun.trace.recorder import Level
 
 CANVAS_SCHEMA = "twinrun.canvas-trace/1"
-SIDES: tuple[Literal["reference", "candidate"], ...] = ("reference", "candidate")
 
 
 def _no_side() -> CanvasSide:
@@ -154,13 +148,9 @@ class CanvasTrace:
         Raises:
             ConfigError: the folder cannot be written to or holds a trace already.
         """
-        place = Path(folder)
-        for side in self.sides:
-            with closing(Journal(place / side.who)) as journal:
-                for step in side.steps:
-                    journal.add(step)
-        write_json(place / META, {**self.about(), "schema": CANVAS_SCHEMA, "complete": self.complete})
-        return place
+        return write_trace(
+            folder, self.sides, {**self.about(), "schema": CANVAS_SCHEMA, "complete": self.complete}
+        )
 
     @classmethod
     def open(cls, folder: str | Path) -> CanvasTrace:
@@ -182,9 +172,8 @@ class CanvasTrace:
                 findings=[Finding(**finding) for finding in meta["findings"]],
             )
             for who in SIDES:
-                if who in meta["sides"]:
-                    side = CanvasSide(**meta["sides"][who])
-                    side.steps = read_steps(place / who, CanvasStep.from_json)
+                side = read_side(place, who, meta, CanvasSide, CanvasStep.from_json)
+                if side is not None:
                     setattr(found, who, side)
         except (KeyError, TypeError, AttributeError) as error:
             raise TraceError(f"{place / META} lacks {error}; record the trace again") from error
@@ -198,9 +187,7 @@ class CanvasTrace:
         Raises:
             TraceError: the traces are of different models; says what differs.
         """
-        reason = why_different(self.candidate.identity, other.candidate.identity)
-        if reason is not None:
-            raise TraceError(f"the traces are of different models ({reason}); record both with one model")
+        refuse_other_model(self.candidate, other.candidate)
         return first_canvas_divergence(self.candidate, other.candidate, self.noise)
 
 

@@ -1,14 +1,58 @@
-"""The file that makes a folder a trace: what kind of trace, and everything but the steps."""
+"""A trace on disk: the file that makes a folder one (its kind, and everything but the steps), and both sides' steps."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from twinrun.errors import TraceError
+from twinrun.records.write import write_json
+from twinrun.trace.identity import why_different
+from twinrun.trace.journal import Journal
+from twinrun.trace.reader import read_steps
 
 META = "trace.json"
+SIDES: tuple[Literal["reference", "candidate"], ...] = ("reference", "candidate")
+
+
+def write_trace(folder: str | Path, sides: Iterable[Any], meta: dict[str, Any]) -> Path:
+    """Write a trace to an empty folder: each side's steps as Parquet and safetensors, then `trace.json`.
+
+    Raises:
+        ConfigError: the folder cannot be written to or holds a trace already.
+    """
+    place = Path(folder)
+    for side in sides:
+        with closing(Journal(place / side.who)) as journal:
+            for step in side.steps:
+                journal.add(step)
+    write_json(place / META, meta)
+    return place
+
+
+def read_side(
+    place: Path, who: str, meta: dict[str, Any], make: Callable[..., Any], read: Callable[[Any], Any]
+) -> Any:
+    """Return a recorded side with its steps, built by `make` and `read`; None if it had not begun."""
+    if who not in meta["sides"]:
+        return None
+    side = make(**meta["sides"][who])
+    side.steps = read_steps(place / who, read)
+    return side
+
+
+def refuse_other_model(ours: Any, theirs: Any) -> None:
+    """Refuse to compare sides of different models.
+
+    Raises:
+        TraceError: they are; says what differs.
+    """
+    reason = why_different(ours.identity, theirs.identity)
+    if reason is not None:
+        raise TraceError(f"the traces are of different models ({reason}); record both with one model")
 
 
 def read_meta(place: Path, schema: str) -> dict[str, Any]:

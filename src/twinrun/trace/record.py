@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from twinrun.errors import TraceError
-from twinrun.records.write import write_json
 from twinrun.trace.divergence import Divergence, first_divergence
-from twinrun.trace.identity import why_different
-from twinrun.trace.journal import Journal
-from twinrun.trace.meta import META, read_meta
-from twinrun.trace.reader import read_steps
+from twinrun.trace.meta import META, SIDES, read_meta, read_side, refuse_other_model, write_trace
 from twinrun.trace.recorder import Level
 from twinrun.trace.side import Side
 from twinrun.trace.step import TracedStep
@@ -21,7 +16,6 @@ from twinrun.verify.culprit import Blame
 from twinrun.verify.verdict import Verdict
 
 SCHEMA = "twinrun.trace/1"
-SIDES: tuple[Literal["reference", "candidate"], ...] = ("reference", "candidate")
 
 
 def _no_side() -> Side:
@@ -90,13 +84,7 @@ class Trace:
         Raises:
             ConfigError: the folder cannot be written to or holds a trace already.
         """
-        place = Path(folder)
-        for side in self.sides:
-            with closing(Journal(place / side.who)) as journal:
-                for step in side.steps:
-                    journal.add(step)
-        write_json(place / META, {**self.about(), "schema": SCHEMA, "complete": self.complete})
-        return place
+        return write_trace(folder, self.sides, {**self.about(), "schema": SCHEMA, "complete": self.complete})
 
     @classmethod
     def open(cls, folder: str | Path) -> Trace:
@@ -119,9 +107,8 @@ class Trace:
                 first_divergence=None if meta["divergence"] is None else Divergence(**meta["divergence"]),
             )
             for who in SIDES:
-                if who in meta["sides"]:
-                    side = Side(**meta["sides"][who])
-                    side.steps = read_steps(place / who, TracedStep.from_json)
+                side = read_side(place, who, meta, Side, TracedStep.from_json)
+                if side is not None:
                     setattr(found, who, side)
         except (KeyError, TypeError, AttributeError) as error:
             raise TraceError(f"{place / META} lacks {error}; record the trace again") from error
@@ -136,9 +123,7 @@ class Trace:
             TraceError: the traces are of different models; says what differs.
         """
         ours, theirs = self.candidate, other.candidate
-        reason = why_different(ours.identity, theirs.identity)
-        if reason is not None:
-            raise TraceError(f"the traces are of different models ({reason}); record both with one model")
+        refuse_other_model(ours, theirs)
         return first_divergence(ours, theirs, {}, None)
 
 
