@@ -21,7 +21,7 @@ Arm = Callable[[], Any]
 INT8_BUDGET = {"kl": 0.01}
 """What rounding weights to int8 may cost: mean KL in nats a position. On random weights top tokens are near ties, so
 their share stands in the record (`top1_agreement`) and is not bounded."""
-hf_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+hf_logging.set_verbosity_error()
 
 
 def theirs(module: nn.Module, ids: Sequence[int], new_tokens: int, **settings: Any) -> Arm:

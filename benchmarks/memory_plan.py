@@ -172,7 +172,7 @@ def compare(model: tr.Model, plan: tr.MemoryPlan, seed: int, *, resident: bool) 
     lines = [row("weights", plan.weights_bytes, weights)]
     expected, kept = predicted(plan), list[Any]()
     for name, way in ways(model, rows, plan.new_tokens).items():
-        measured = peak_extra_bytes(lambda way=way: kept.append(way()))  # type: ignore[misc]
+        measured = peak_extra_bytes(lambda way=way: kept.append(way()))
         lines.append(row(name, expected[name], measured, weights))
         result = kept.pop()
         if resident:

@@ -40,7 +40,7 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__init__(groups, {"lr": lr, "momentum": 0.95, "betas": (0.9, 0.95), "eps": 1e-8})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient."""
         loss = closure() if closure is not None else None
         for group in self.param_groups:

@@ -23,7 +23,7 @@ def test_packed_products_are_the_same_to_rounding(family: str) -> None:
     verdict = tr.verify(tr.Recompute(model), fast, [list(range(3, 40))])
     assert verdict.passed, verdict.reason
     assert verdict.paths["candidate"].endswith("packed step")
-    graph = next(iter(fast._steps.store.graphs.values()))[0]  # type: ignore[attr-defined]
+    graph = next(iter(fast._steps.store.graphs.values()))[0]
     products = sum(graph.flat.source.count(f"mv_{kind}(") for kind in ("out", "default"))
     assert products >= 3 * 4 + 1  # four in each layer at least, and the head
 

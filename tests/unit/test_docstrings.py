@@ -40,4 +40,4 @@ def test_public_names_exist_and_are_documented() -> None:
         value = getattr(tr, name)
         assert name == "__version__" or (value.__doc__ and value.__doc__.strip()), name
     with pytest.raises(AttributeError, match="has no attribute 'verfy'"):
-        tr.verfy  # noqa: B018
+        tr.verfy  # noqa: B018  the access is the test

@@ -162,7 +162,7 @@ def test_devices() -> None:
 )
 def test_bad_prompts(folder: Path, prompt: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        tr.load(folder).encode(prompt)  # type: ignore[arg-type]
+        tr.load(folder).encode(prompt)
 
 
 def test_a_text_needs_a_tokenizer(folder: Path) -> None:

@@ -182,7 +182,7 @@ def test_planning_a_large_model_allocates_nothing() -> None:
 def test_weights_are_those_of_the_file() -> None:
     plan = plan_of("builtin:expert")
     with safe_open(builtin_folder("expert") / "model.safetensors", framework="pt") as tensors:
-        stored = sum(math.prod(tensors.get_slice(k).get_shape()) for k in tensors.keys())  # noqa: SIM118
+        stored = sum(math.prod(tensors.get_slice(k).get_shape()) for k in tensors.keys())  # noqa: SIM118  safe_open is no mapping
     assert plan.parameters == stored
     assert 0 <= plan.weights_bytes - 2 * stored < 1024  # rotary frequencies
 
@@ -367,4 +367,4 @@ def test_the_record_is_json_and_reads_well() -> None:
     assert "MemoryPlan('builtin:amateur', bfloat16, sdpa, 2 x 70 tokens + 3: whole prompt" in repr(plan)
     assert replace(plan, fits=False).fits is False
     with pytest.raises(AttributeError):
-        plan.fits = False  # type: ignore[misc]
+        plan.fits = False

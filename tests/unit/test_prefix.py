@@ -189,7 +189,7 @@ def test_only_the_latest_texts_are_kept() -> None:
         reused.append(runner.reused_tokens[0])
     assert reused[0] == 3
     assert reused[2] == 0
-    assert len(runner._prefixes._kept) == 2  # type: ignore[union-attr]
+    assert len(runner._prefixes._kept) == 2
 
 
 def test_a_forward_that_fails_leaves_no_half_text() -> None:

@@ -22,7 +22,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def printed(thing, width=100):
-    out = Console(width=width, record=True, file=open(os.devnull, "w"), color_system=None)  # noqa: SIM115
+    out = Console(width=width, record=True, file=open(os.devnull, "w"), color_system=None)  # noqa: SIM115  closed with the process
     out.print(thing)
     return out.export_text()
 

@@ -26,7 +26,7 @@ from twinrun.tasks.words import TOTAL, word
 
 
 def settings(task: str, size: int = 40, **more: object) -> RetrievalSettings:
-    return RetrievalSettings(task=task, size=size, **more)  # type: ignore[arg-type]
+    return RetrievalSettings(task=task, size=size, **more)
 
 
 def read(item: Retrieval) -> list[tuple[str, ...]]:

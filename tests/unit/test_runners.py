@@ -138,7 +138,7 @@ def test_unknown_kinds_come_with_near_names(shared_llama: tr.Model) -> None:
     with pytest.raises(ConfigError, match="`twinrun runners` lists all"):
         build_runner("recomputed", shared_llama)
     with pytest.raises(ConfigError, match=r"call tr\.load\(model\) first"):
-        tr.KVCache(shared_llama.model)  # type: ignore[arg-type]
+        tr.KVCache(shared_llama.model)
 
 
 def test_a_cache_that_a_family_cannot_use_is_refused_by_name() -> None:

@@ -100,7 +100,7 @@ def _matmul(dtype: torch.dtype, device: torch.device, tries: int) -> Matmul:
     for width in SIZES[device.type if device.type in SIZES else "cpu"]:
         a = torch.rand(width, width, device=device).to(dtype)
         out = torch.empty_like(a)
-        seconds = _best(lambda a=a, out=out: torch.mm(a, a.T, out=out), tries)  # type: ignore[misc]
+        seconds = _best(lambda a=a, out=out: torch.mm(a, a.T, out=out), tries)  # type: ignore[misc]  # a lambda's default has no type
         found.append(Matmul(dtype=dtype_name(dtype), flops_per_second=2 * width**3 / seconds, width=width))
     return max(found, key=lambda m: m.flops_per_second)
 
@@ -134,7 +134,7 @@ def _best_of_each(call: Callable[[Tensor], object], pieces: list[Tensor], tries:
     best = [float("inf")] * len(pieces)
     for _ in range(tries):
         for i, piece in enumerate(pieces):
-            best[i] = min(best[i], _best(lambda piece=piece: call(piece), 1, warm=False))  # type: ignore[misc]
+            best[i] = min(best[i], _best(lambda piece=piece: call(piece), 1, warm=False))  # type: ignore[misc]  # a lambda's default has no type
     return best
 
 

@@ -67,7 +67,7 @@ def foreseen(peaks: Mapping[int, int], length: int, free: int) -> Refusal | None
 def clear_memory() -> None:
     """Give back what a failed run left behind."""
     gc.collect()
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # unannotated there
         torch.cuda.empty_cache()
 
 

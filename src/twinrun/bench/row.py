@@ -87,7 +87,7 @@ class _Row:
             if refusal is None:
                 self._attempt(
                     name,
-                    lambda name=name, side=side: self.facts.__setitem__(  # type: ignore[misc]
+                    lambda name=name, side=side: self.facts.__setitem__(  # type: ignore[misc]  # a lambda's default has no type
                         name,
                         measure_facts(
                             side,
@@ -116,7 +116,7 @@ class _Row:
             if name not in self.facts:
                 continue
             if trusted is not None:
-                self._attempt(name, lambda name=name, side=side: self._judge(name, side, trusted))  # type: ignore[misc]
+                self._attempt(name, lambda name=name, side=side: self._judge(name, side, trusted))  # type: ignore[misc]  # a lambda's default has no type
                 if name in self.refusals and self.refusals[name].status == "out of memory":
                     self._stand_in(name, f"the verdict ran out of memory: {self.refusals.pop(name).reason}")
             else:
@@ -134,8 +134,8 @@ class _Row:
                     {name: self._arm(self.plan.sides[name]) for name in names},
                     repeats=settings.repeats,
                     warmups=settings.warmups - 1,
-                    on_progress=lambda _done, _total, name: self._started(running, name),  # noqa: B023
-                    on_result=lambda name, result: kept.setdefault(name, []).append(result),  # noqa: B023
+                    on_progress=lambda _done, _total, name: self._started(running, name),  # noqa: B023  called before the loop goes on
+                    on_result=lambda name, result: kept.setdefault(name, []).append(result),  # noqa: B023  called before the loop goes on
                 )
             except Exception as error:  # whatever a runner raises is its record
                 self._refuse(running[0].removesuffix(AGAIN), error)

@@ -69,7 +69,7 @@ def register(app: typer.Typer) -> None:
                 chosen,
                 tuple(dtype or DTYPES),
                 families=families,
-                clean=clean,  # type: ignore[arg-type]
+                clean=clean,  # type: ignore[arg-type]  # checked by the callee
                 found=_earlier(out),
                 on_row=None if out is None else lambda suite: write_json(out, suite.to_json()),
                 on_progress=lambda done, total, what: bar.update(

@@ -130,8 +130,8 @@ def _add_run(group: typer.Typer) -> None:
                 start,
                 max_new_tokens=max_new_tokens,
                 forced=forced,
-                level=level,  # type: ignore[arg-type]
-                by=by,  # type: ignore[arg-type]
+                level=level,  # type: ignore[arg-type]  # checked by the callee
+                by=by,  # type: ignore[arg-type]  # checked by the callee
                 out=out,
                 on_progress=lambda done, total, what: bar.update(
                     task, completed=done, total=total, description=what

@@ -91,7 +91,7 @@ def check_fits(files: list[Path], dtype: torch.dtype | None, device: torch.devic
 def _stored(file: Path) -> Iterator[Stored]:
     """Sizes of the tensors of one file, from its header."""
     with safe_open(file, framework="pt") as tensors:
-        for key in tensors.keys():  # noqa: SIM118
+        for key in tensors.keys():  # noqa: SIM118  safe_open is no mapping
             part = tensors.get_slice(key)
             kind = part.get_dtype()
             yield Stored(math.prod(part.get_shape()), _FILE_DTYPE_BYTES.get(kind, 4), kind in _FLOATS)

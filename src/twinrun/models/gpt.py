@@ -89,19 +89,19 @@ class GPTLayer(nn.Module):
         return out
 
 
-class GPTPreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
+class GPTPreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]  # unannotated there
     """What transformers wants to know about every model of this kind."""
 
     config_class = GPTConfig
     base_model_prefix = "model"
-    _no_split_modules = ["GPTLayer"]  # noqa: RUF012
+    _no_split_modules = ["GPTLayer"]  # noqa: RUF012  transformers reads it from the class
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
 
-class GPTModel(GPTPreTrainedModel):  # type: ignore[no-untyped-call]
+class GPTModel(GPTPreTrainedModel):  # type: ignore[no-untyped-call]  # unannotated there
     """Embeddings, layers and the final norm (pre-norm only): token ids in, hidden states out."""
 
     def __init__(self, config: GPTConfig) -> None:
@@ -112,7 +112,7 @@ class GPTModel(GPTPreTrainedModel):  # type: ignore[no-untyped-call]
         self.layers = nn.ModuleList(GPTLayer(config, i) for i in range(config.n_layer))
         is_pre_norm = config.norm == "pre"
         self.norm = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon) if is_pre_norm else None
-        self.post_init()  # type: ignore[no-untyped-call]
+        self.post_init()  # type: ignore[no-untyped-call]  # unannotated there
 
     def forward(
         self,
@@ -146,7 +146,7 @@ class GPTModel(GPTPreTrainedModel):  # type: ignore[no-untyped-call]
         )
 
 
-class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-call]
+class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-call]  # unannotated there
     """The small GPT with its head: scores of the next token.
 
     Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3 (pre-norm);
@@ -160,13 +160,13 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):  # type: ignore[no-un
         torch.Size([1, 2, 258])
     """
 
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012  transformers reads it from the class
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(config)
         self.model = GPTModel(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.post_init()  # type: ignore[no-untyped-call]
+        self.post_init()  # type: ignore[no-untyped-call]  # unannotated there
 
     def forward(
         self,

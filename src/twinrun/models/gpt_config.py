@@ -9,7 +9,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from twinrun.errors import ConfigError
 
 
-class GPTConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
+class GPTConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]  # unannotated there
     """Sizes of a `GPTForCausalLM`. transformers' own names (`hidden_size`, ...) read and write the same numbers.
 
     Args:
@@ -63,4 +63,4 @@ class GPTConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
             raise ConfigError(f"n_head must divide n_embd, got {self.n_head} and {self.n_embd}")
         if self.norm not in ("pre", "post"):
             raise ConfigError(f"norm must be 'pre' or 'post', got {self.norm!r}")
-        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]  # unannotated there

@@ -219,5 +219,5 @@ def quiet_transformers() -> None:
     """Let transformers log errors only and draw no bars; for commands, whose output is their own."""
     from transformers.utils import logging as hf_logging
 
-    hf_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    hf_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # unannotated there
+    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # unannotated there

@@ -199,7 +199,7 @@ def tell_length(cache: Any, tokens: int) -> None:
 def quiet() -> Iterator[None]:
     """Silence transformers' advice inside the block: it speaks of inputs, and there are none."""
     before = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    hf_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # unannotated there
     try:
         yield
     finally:

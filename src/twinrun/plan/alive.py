@@ -17,7 +17,7 @@ from twinrun.plan.kernels import attention_output, attention_scratch, temporary_
 _SCALAR = torch.ops.aten._local_scalar_dense.default
 
 
-class AliveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class AliveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # unannotated there
     """Counts storages made inside the block: `level` now, `peak` at most. On the meta device nothing is allocated.
 
     What an operator holds only while it runs is added by `call_out`.
@@ -31,7 +31,7 @@ class AliveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
         """`known` tensors (weights) are there before and do not count."""
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # unannotated there
         self._known = [tensor.untyped_storage() for tensor in known]
         self._sizes: dict[int, int] = {storage._cdata: 0 for storage in self._known}
         self.level = self.peak = 0

@@ -73,7 +73,7 @@ class Captured:
     has_hidden: bool
 
 
-class _TracedLayer(CacheLayerMixin):  # type: ignore[misc]
+class _TracedLayer(CacheLayerMixin):  # type: ignore[misc]  # its stub says Any
     """One layer of the cache while a step is captured: numbers are symbols, tensors are fake."""
 
     def __init__(self, keys: Tensor, values: Tensor, seen: Any, slot: Any, filled: Any) -> None:
@@ -105,7 +105,7 @@ class _TracedLayer(CacheLayerMixin):  # type: ignore[misc]
         return -1
 
 
-class _FixedLayer(CacheLayerMixin):  # type: ignore[misc]
+class _FixedLayer(CacheLayerMixin):  # type: ignore[misc]  # its stub says Any
     """One layer while a step of fixed shapes is captured: the slot to write is a tensor, all slots are attended."""
 
     def __init__(self, keys: Tensor, values: Tensor, slot: Tensor) -> None:
@@ -250,7 +250,7 @@ def _conditions(env: ShapeEnv, symbols: Sequence[Any]) -> Callable[..., bool]:
         texts.append(_as_python(guard.expr))
     body = " and ".join(f"({text})" for text in dict.fromkeys(texts)) or "True"
     scope: dict[str, Any] = {}
-    exec(f"def holds({', '.join(names)}):\n    return bool({body})", {"Max": max, "Min": min}, scope)  # noqa: S102
+    exec(f"def holds({', '.join(names)}):\n    return bool({body})", {"Max": max, "Min": min}, scope)  # noqa: S102  text of our own making
     holds: Callable[..., bool] = scope["holds"]
     return holds
 

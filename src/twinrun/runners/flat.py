@@ -80,7 +80,7 @@ class Flat:
         """Return the function on the tensors that the model has now; all that are returned share their code."""
         if self._make is None:
             scope: dict[str, Any] = {}
-            exec(self.source, scope)  # noqa: S102
+            exec(self.source, scope)  # noqa: S102  text of our own making
             self._make = scope["make"]
         now = {name: _tensor_of(module, key) for name, (module, key) in self.weights.items()}
         for name, (prepare, sources) in self.prepared.items():
@@ -134,7 +134,7 @@ def simplify(graph: GraphModule) -> None:
 
 def _same_shape(node: Node) -> bool:
     """Whether a slice, forwards in single steps, leaves out nothing: every size is known and stays."""
-    before, after = (getattr(n.meta.get("val"), "shape", None) for n in (node.args[0], node))  # type: ignore[union-attr]
+    before, after = (getattr(n.meta.get("val"), "shape", None) for n in (node.args[0], node))  # type: ignore[union-attr]  # fx types arguments loosely
     return before is not None and before == after and all(type(n) is int for n in before)
 
 

@@ -104,7 +104,7 @@ def recorded(
         ids.copy_(new_ids)
         positions.copy_(new_positions)
         if not outs:
-            side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # unannotated there
             side.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(side):
                 for _ in range(WARM_UPS):

@@ -52,8 +52,9 @@ def _sizes(node: Node) -> list[int]:
 
 
 def _is_one_row(node: Node) -> bool:
+    rows: Any = node.args[0]
     is_own = all(isinstance(part, Node) and part.op == "get_attr" for part in node.args[1:3])
-    return is_own and node.args[0].meta["val"].shape[0] == 1  # type: ignore[union-attr]
+    return is_own and bool(rows.meta["val"].shape[0] == 1)
 
 
 def _biased(graph: GraphModule, node: Node) -> tuple[Node, Node | None]:

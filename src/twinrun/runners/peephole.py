@@ -81,9 +81,9 @@ def _works_on_last_axis(node: Node) -> bool:
     if node.op != "call_function" or not _is_row(node) or node.meta["val"].ndim < 2:
         return False
     if node.target is aten.layer_norm.default:
-        return len(node.args[1]) == 1 and _is_row(node.args[0])  # type: ignore[arg-type]
+        return len(node.args[1]) == 1 and _is_row(node.args[0])  # type: ignore[arg-type]  # fx types arguments loosely
     if node.target is aten.mean.dim:
-        is_last = len(node.args) > 2 and list(node.args[1]) == [-1] and node.args[2] is True  # type: ignore[arg-type]
+        is_last = len(node.args) > 2 and list(node.args[1]) == [-1] and node.args[2] is True  # type: ignore[arg-type]  # fx types arguments loosely
         return is_last and _is_row(node.args[0])
     return node.target in BY_NUMBER and all(_is_row(used) for used in node.all_input_nodes)
 
@@ -111,7 +111,7 @@ def stack(graph: GraphModule) -> int:
 
 def _is_small(node: Node) -> bool:
     value: Any = node.meta["val"]
-    width = node.args[-1].meta["val"].numel()  # type: ignore[union-attr]
+    width = node.args[-1].meta["val"].numel()  # type: ignore[union-attr]  # fx types arguments loosely
     is_own = all(isinstance(part, Node) and part.op == "get_attr" for part in node.args[:-1])
     return is_own and value.numel() * width * value.element_size() <= MAX_STACKED_BYTES
 

@@ -13,7 +13,7 @@ from twinrun.runners.room import Room
 from twinrun.runners.window import Window
 
 
-class RingLayer(CacheLayerMixin):  # type: ignore[misc]
+class RingLayer(CacheLayerMixin):  # type: ignore[misc]  # its stub says Any
     """Keys and values of one layer, the token with index t in slot t % `slots`.
 
     Source: the rolling buffer cache of Mistral 7B (Jiang et al. 2023, arXiv:2310.06825, section 2).

@@ -11,7 +11,7 @@ from twinrun.errors import ConfigError
 from twinrun.runners.room import Room
 
 
-class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
+class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # its stub says Any
     """Keys and values of one layer, the token with index t in slot t. `update` returns views of the filled slots."""
 
     is_croppable = True

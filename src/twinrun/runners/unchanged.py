@@ -32,7 +32,7 @@ def why_not(model: Model) -> str | None:
     """Return why a graph would pass something by that the model's own forward does now; None if nothing."""
     if _get_current_dispatch_mode_stack():
         return "a mode that intercepts operators is on"
-    for mode in _function_modes():  # type: ignore[no-untyped-call]
+    for mode in _function_modes():  # type: ignore[no-untyped-call]  # unannotated there
         if not isinstance(mode, Up):
             return "a mode that intercepts torch functions is on"
         if mode.slices:
@@ -71,7 +71,7 @@ def state_of(model: Model) -> Hashable:
     parts: list[Hashable] = []
     for module in model.core.modules():
         parts.append((id(module), type(module).forward, tuple(_settings(module, seen, configs))))
-    modes = tuple(type(mode) for mode in _function_modes())  # type: ignore[no-untyped-call]
+    modes = tuple(type(mode) for mode in _function_modes())  # type: ignore[no-untyped-call]  # unannotated there
     casts = (torch.is_autocast_enabled(model.device.type), torch.get_autocast_dtype(model.device.type))
     told = tuple(tuple((k, repr(v)) for k, v in vars(c).items()) for c in configs.values())
     return (tuple(parts), modes, casts, told)

@@ -61,7 +61,7 @@ def _keeps_order(node: Node) -> bool:
     if node.target is not aten.transpose.int:
         return True
     order: list[Any] = list(range(len(sizes)))
-    first, second = (int(axis) % len(sizes) for axis in node.args[1:3])  # type: ignore[arg-type]
+    first, second = (int(axis) % len(sizes) for axis in node.args[1:3])  # type: ignore[arg-type]  # fx types arguments loosely
     order[first], order[second] = order[second], order[first]
     moved = [axis for axis in order if sizes[axis] != 1]
     return moved == sorted(moved)
