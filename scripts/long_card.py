@@ -19,7 +19,7 @@ from builtin_card import percent, put_in_place
 from builtin_measure import MEASURE_SEED, text_loss
 from builtin_recipe import MAX_FOLDER_BYTES
 from builtin_trainer import last_loss, train_seconds
-from long_data import SHARES
+from long_data import LATE_SHARES, SHARES
 from long_measure import skill
 from long_recipe import LongRecipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -72,6 +72,7 @@ def write_weights(recipe: LongRecipe, final: Path, fresh: Path, command: str) ->
         "recipe": asdict(recipe),
         "tokens": recipe.tokens,
         "text_share": round(1 - sum(SHARES.values()), 4),
+        "late_shares": LATE_SHARES,
         "minutes": round(train_seconds(state) / 60, 1),
         "last_training_loss": last_loss(state),
         "machine": "1 CPU core, shared with other work",
@@ -138,5 +139,6 @@ def render(report: dict[str, Any]) -> str:
         "text": f"{100 * training['text_share']:.0f} % of the rows are",
         "stages": ", ".join(map(str, LongRecipe(**recipe).stages)),
         "positions": f"{report['positions']:,}",
+        "late_shares": ", ".join(f"{share:.0%} {task}" for task, share in training["late_shares"].items()),
     }
     return Template(CARD.read_text()).substitute(values)

@@ -29,6 +29,7 @@ WORDS_REPEATED, TEXTS_REPEATED = (
     20,
 )  # so that keys and wording become whole tokens beside the documentation
 SHARES = {"niah_multikey": 0.5, "variable_tracking": 0.25, "niah_single": 0.15}  # the rest is documentation
+LATE_SHARES = {"niah_multikey": 0.3, "variable_tracking": 0.6, "niah_single": 0.05}
 QUERIES = 8  # most questions about one text
 MOST_HOPS = 4  # steps of a chain of variables, fewer in short rows
 SMALLEST = 0.3  # of the largest haystack that fits into the row
@@ -92,23 +93,24 @@ class Batches(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     def row(self, index: int, place: int, length: int) -> tuple[list[int], list[int]]:
         """Ids and labels of one row; only how answers begin, and the answers, are learned in a retrieval row."""
         rng = Random(f"twinrun/long/{self.recipe.seed}/{index}/{place}")
-        tasks = [*SHARES, "text"]
-        kind = rng.choices(tasks, [*SHARES.values(), 1 - sum(SHARES.values())])[0]
+        is_late = index >= self.recipe.late
+        shares = LATE_SHARES if is_late else SHARES
+        kind = rng.choices([*shares, "text"], [*shares.values(), 1 - sum(shares.values())])[0]
         if kind == "text":
             at = rng.randrange(len(self.text) - length)
             return self.text[at : at + length], self.text[at : at + length]
         ids, labels = [], []
         room = length
         while room > 0:
-            given, wanted = self.told(kind, rng, length, room)
+            hops = rng.randint(1, min(MOST_HOPS, length // 64)) if not is_late else MOST_HOPS
+            given, wanted = self.told(kind, rng, length, room, hops)
             ids, labels = ids + given, labels + wanted
             room = length - len(ids)
         return ids[:length], labels[:length]
 
-    def told(self, task: str, rng: Random, length: int, room: int) -> tuple[list[int], list[int]]:
+    def told(self, task: str, rng: Random, length: int, room: int, hops: int) -> tuple[list[int], list[int]]:
         """One text with its questions, not longer than the room if the smallest is not."""
         queries = min(QUERIES, max(1, length // 64)) if task == "niah_multikey" else 1
-        hops = rng.randint(1, min(MOST_HOPS, length // 64))
         plan = RetrievalSettings(
             task=task, size=2 * queries, digits=self.recipe.digits, queries=queries, hops=hops
         )

@@ -26,7 +26,8 @@ class LongRecipe:
     length: int = _option(2048, "tokens of a row in the last stage, a multiple of 16")
     stage_steps: int = _option(900, "steps of each stage before the last")
     batch_tokens: int = _option(4096, "tokens per step")
-    steps: int = _option(6000, "training steps")
+    steps: int = _option(7000, "training steps")
+    late: int = _option(5500, "step from which chains of variables come more often and shorter rows every second step")
     warmup_steps: int = _option(100, "first steps, with rising learning rate")
     decay_steps: int = _option(1500, "last steps, with falling learning rate")
     learning_rate: float = _option(3e-3, "learning rate between the two")
@@ -51,9 +52,14 @@ class LongRecipe:
         return [max(SHORTEST, self.length >> (STAGES - 1 - stage)) for stage in range(STAGES)]
 
     def row(self, step: int) -> int:
-        """Tokens of a row in a step: its stage's length; every third step that of an earlier stage, in turn."""
+        """Tokens of a row in a step: its stage's length; every third step that of an earlier stage, in turn.
+
+        Late: the last stage's length; every second step one of the two before it, in turn.
+        """
         stage = min(step // self.stage_steps, STAGES - 1)
-        if step % 3 == 2 and stage:
+        if step >= self.late:
+            stage = STAGES - 1 if step % 2 == 0 else STAGES - 2 - step // 2 % 2
+        elif step % 3 == 2 and stage:
             stage = step // 3 % stage
         return self.stages[stage]
 
