@@ -29,6 +29,7 @@ COMMANDS = (
     "score",
     "generate",
     "diffuse",
+    "contrast",
     "memory",
     "models",
     "runners",

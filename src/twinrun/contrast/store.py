@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,11 @@ from twinrun.contrast.files import SCHEMAS, json_line, write_jsonl, write_parque
 from twinrun.contrast.samples import StepSample, Trajectory
 from twinrun.errors import SamplesError
 from twinrun.records.write import whole_file, write_json
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None  # type: ignore[assignment]
 
 HEADER = "samples.json"
 SCHEMA = "twinrun.samples/1"
@@ -112,6 +118,29 @@ class SampleStore:
     def complete(self) -> bool:
         """Whether every batch is here."""
         return len(self.done()) == self.parts
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the folder inside the block, and clear away what a killed run left half written.
+
+        The system lets go of the lock when its process ends, however it ends. Where it has no such locks (Windows),
+        two runs on one folder write the same batches, and each is there once.
+
+        Raises:
+            SamplesError: another run holds it.
+        """
+        with (self.folder / ".lock").open("ab") as lock:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as error:
+                    raise SamplesError(
+                        f"another run is writing to {self.folder}; wait for it, or give another --out"
+                    ) from error
+                for place in (self.folder, self._parts):
+                    for left in place.glob(".*.part"):
+                        left.unlink(missing_ok=True)
+            yield
 
     def append(self, number: int, batch: Iterable[Sampled]) -> None:
         """Commit one batch: all of it is here when this returns, none of it if it does not.
