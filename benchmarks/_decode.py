@@ -218,7 +218,11 @@ def lossy_passes(verdicts: dict[str, Any]) -> dict[str, Any]:
     return {**bar, "at_least": len(verdicts), "passed": good == len(verdicts)}
 
 
-def step_costs(runs: dict[str, tr.Run]) -> dict[str, Any]:
-    """Seconds that fast steps took before they were fast, and how many steps they ran, by arm."""
+def step_costs(runs: Mapping[str, Any]) -> dict[str, Any]:
+    """Seconds that fast steps took before they were fast, and how many steps they ran, by arm of ours."""
     keys = ("step", "capture_seconds", "compile_seconds", "steps_replayed")
-    return {name: {k: run.settings[k] for k in keys if k in run.settings} for name, run in runs.items()}
+    return {
+        name: {k: run.settings[k] for k in keys if k in run.settings}
+        for name, run in runs.items()
+        if isinstance(run, tr.Run)
+    }

@@ -69,7 +69,7 @@ class Config:
         default=512, metadata={"help": "tokens of the long prompt, timed against recompute only"}
     )
     new_tokens: int = field(default=256, metadata={"help": "tokens generated"})
-    repeats: int = field(default=5, metadata={"help": "interleaved rounds against generate"})
+    repeats: int = field(default=4, metadata={"help": "interleaved rounds against generate"})
     plain_repeats: int = field(default=2, metadata={"help": "interleaved rounds against recompute"})
     strata: int = field(default=16, metadata={"help": "prefix lengths of recompute timed in one round"})
     judge_tokens: int = field(default=64, metadata={"help": "tokens of the text that verdicts cover"})
@@ -120,15 +120,14 @@ def measure(config: Config) -> dict[str, Any]:
         EAGER: tr.KVCache(model, "dynamic"),
     }
     arms = {name: ours(runner, ids, new) for name, runner in runners.items()}
+    arms[THEIRS] = theirs(model.core, ids, new)
     costs = step_costs({name: arm() for name, arm in arms.items()})
     reads, num_bytes = reading_arms("cpu", config.read_gigabytes)
     times = DecodeTimes()
     say(
         f"{config.repeats} rounds of {new} tokens against generate, {config.read_gigabytes:g} GB read in each"
     )
-    timed = interleave(
-        {**arms, THEIRS: theirs(model.core, ids, new), **reads}, repeats=config.repeats, on_result=times.keep
-    )
+    timed = interleave({**arms, **reads}, repeats=config.repeats, warmups=0, on_result=times.keep)
     timings = {name: t for name, t in timed.items() if name not in reads}
     bandwidth = ceiling(timed, num_bytes)
     best = min((FAST, PACKED), key=lambda name: timings[name].seconds_median)

@@ -52,9 +52,9 @@ class Config:
     threads: int = field(default=2, metadata={"help": "threads of torch on a processor"})
     prompt_tokens: int = field(default=16, metadata={"help": "tokens of the prompt"})
     new_tokens: int = field(default=64, metadata={"help": "tokens generated"})
-    repeats: int = field(default=5, metadata={"help": "interleaved rounds"})
+    repeats: int = field(default=4, metadata={"help": "interleaved rounds"})
     compiled: str = field(default="yes", metadata={"help": "yes or no: time what compiles, on both sides"})
-    judge_tokens: int = field(default=48, metadata={"help": "tokens of the text that verdicts cover"})
+    judge_tokens: int = field(default=32, metadata={"help": "tokens of the text that verdicts cover"})
     read_gigabytes: float = field(default=2.0, metadata={"help": "memory read to measure bandwidth"})
     seed: int = field(default=0, metadata={"help": "of weights and tokens"})
 
@@ -82,15 +82,15 @@ def their_arms(model: tr.Model, ids: Sequence[int], new: int, *, compiled: bool)
     return arms
 
 
-def warmed(arms: dict[str, Arm]) -> dict[str, float]:
-    """Run every arm once; the seconds of that first run hold capture and compilation."""
-    seconds = {}
+def warmed(arms: dict[str, Arm]) -> tuple[dict[str, float], dict[str, Any]]:
+    """Run every arm once; return the seconds of that, which hold capture and compilation, and what it gave."""
+    seconds, results = {}, {}
     for name, arm in arms.items():
         say(f"first run: {name}")
         began = time.perf_counter()
-        arm()
+        results[name] = arm()
         seconds[name] = time.perf_counter() - began
-    return seconds
+    return seconds, results
 
 
 def measure(config: Config) -> dict[str, Any]:
@@ -108,13 +108,13 @@ def measure(config: Config) -> dict[str, Any]:
         runners[COMPILED] = tr.KVCache(model, "static", step="compiled")
     mine = {name: ours(runner, ids, new) for name, runner in runners.items()}
     others = their_arms(model, ids, new, compiled=config.compiled == "yes")
-    first = warmed({**mine, **others})
+    first, results = warmed({**mine, **others})
     reads, num_bytes = reading_arms(config.device, config.read_gigabytes)
     times = DecodeTimes()
     say(f"{config.repeats} rounds of {new} tokens, {config.read_gigabytes:g} GB read in each")
-    timed = interleave({**mine, **others, **reads}, repeats=config.repeats, on_result=times.keep)
+    timed = interleave({**mine, **others, **reads}, repeats=config.repeats, warmups=0, on_result=times.keep)
     timings = {name: t for name, t in timed.items() if name not in reads}
-    costs = step_costs({name: arm() for name, arm in mine.items()})
+    costs = step_costs(results)
     rows = [random_ids(config.judge_tokens, model.vocab_size, config.seed + 1)]
     verdicts = judged(tr.Recompute(model), runners, rows, config.judge_tokens // 2)
     read = bytes_per_token(model, config.prompt_tokens + new // 2)
