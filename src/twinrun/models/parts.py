@@ -15,6 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
 from twinrun.errors import UnsupportedModelError
+from twinrun.models.lean import LeanLayer, Tables, tables
 from twinrun.models.model import Model
 from twinrun.models.positions import as_mask
 
@@ -32,15 +33,28 @@ class Slots:
 
     Attributes:
         width: slots that are attended to.
-        at: where the next `update` writes.
     """
 
     def __init__(self, width: int) -> None:
         """Room for `width` positions; memory is taken at the first write of each layer."""
         self.width = width
-        self.at: At = slice(0, width)
-        self._keys: dict[int, Tensor] = {}
-        self._values: dict[int, Tensor] = {}
+        self.at = slice(0, width)
+        self._stores: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def at(self) -> At:
+        """Where the next `update` writes."""
+        return self._at
+
+    @at.setter
+    def at(self, where: At) -> None:
+        self._at = where
+        if isinstance(where, slice):
+            return
+        rows = where.shape[0]
+        if rows > 1:
+            where = where + torch.arange(rows, device=where.device)[:, None] * (self.width + 1)
+        self._flat = where.flatten()
 
     @property
     def nowhere(self) -> int:
@@ -50,40 +64,45 @@ class Slots:
     @property
     def layers(self) -> int:
         """Layers that have been written."""
-        return len(self._keys)
+        return len(self._stores)
 
     def bytes(self) -> int:
         """Memory of keys and values."""
-        return sum(t.nbytes for store in (self._keys, self._values) for t in store.values())
+        return sum(t.nbytes for pair in self._stores.values() for t in pair)
 
     def keys(self, layer: int) -> Tensor:
         """`[rows, kv_heads, width, head_dim]`, a view."""
-        return self._keys[layer][:, :, : self.width]
+        return self._stores[layer][0].narrow(1, 0, self.width).transpose(1, 2)
 
     def values(self, layer: int) -> Tensor:
         """`[rows, kv_heads, width, head_dim]`, a view."""
-        return self._values[layer][:, :, : self.width]
+        return self._stores[layer][1].narrow(1, 0, self.width).transpose(1, 2)
 
     def update(
         self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         """Write `[rows, kv_heads, tokens, head_dim]` at `at`; return what a query attends to. Attention calls this."""
         # Keys of a model that is rotated in float32 come wider than its precision; attention rounds them to it.
-        for store, new in ((self._keys, keys.to(values.dtype)), (self._values, values)):
-            if layer_idx not in store:
-                rows, heads, _tokens, dim = new.shape
-                store[layer_idx] = new.new_zeros(rows, heads, self.width + 1, dim)
-            if isinstance(self.at, slice):
-                store[layer_idx][:, :, self.at] = new
-            else:
-                store[layer_idx].scatter_(2, self.at[:, None, :, None].expand_as(new), new)
+        both = keys.to(values.dtype), values
+        if layer_idx not in self._stores:
+            rows, heads, _tokens, dim = values.shape
+            room = (rows, self.width + 1, heads, dim)  # slot by slot, so that a token is written in one piece
+            self._stores[layer_idx] = values.new_zeros(room), values.new_zeros(room)
+        for store, new in zip(self._stores[layer_idx], both, strict=True):
+            self._write(store, new.transpose(1, 2))
         return self.keys(layer_idx), self.values(layer_idx)
+
+    def _write(self, store: Tensor, new: Tensor) -> None:
+        """Write `[rows, tokens, kv_heads, head_dim]`."""
+        if isinstance(self._at, slice):
+            store[:, self._at] = new
+        else:
+            store.flatten(0, 1).index_copy_(0, self._flat, new.flatten(0, 1))
 
     def copy(self) -> Slots:
         """Return the same numbers in memory of their own."""
         twin = Slots(self.width)
-        twin._keys = {i: t.clone() for i, t in self._keys.items()}
-        twin._values = {i: t.clone() for i, t in self._values.items()}
+        twin._stores = {i: (keys.clone(), values.clone()) for i, (keys, values) in self._stores.items()}
         return twin
 
 
@@ -111,6 +130,8 @@ class Parts:
         self._body: Any = layout.body
         self._norm, self._head, self._tail = layout.norm, layout.head, layout.tail
         self._layers = layout.layers
+        self._lean = [LeanLayer(layer) for layer in self._layers]
+        self._tables: tuple[Rotary, Tables | None] | None = None
 
     @property
     def num_layers(self) -> int:
@@ -141,6 +162,9 @@ class Parts:
         """
         if mask is not None:
             mask = as_mask(self.model, mask.expand(-1, -1, hidden.shape[1], -1))
+        lean = self._lean[index](hidden, self._turn(rotary), mask, slots)
+        if lean is not None:
+            return lean
         out = self._layers[index](
             hidden,
             attention_mask=mask,
@@ -151,6 +175,12 @@ class Parts:
         )
         found: Tensor = out if isinstance(out, Tensor) else out[0]
         return found
+
+    def _turn(self, rotary: Rotary) -> Tables | None:
+        """Tables of a step, made for the first of its layers."""
+        if self._tables is None or self._tables[0] is not rotary:
+            self._tables = rotary, tables(self.model.config, rotary)
+        return self._tables[1]
 
     def write(self, index: int, hidden: Tensor, rotary: Rotary, slots: Slots) -> bool:
         """Write the keys and values of a layer's input to `slots.at` and compute nothing else of the layer.
