@@ -2,8 +2,9 @@
 
 In a small model a layer is mostly Python between its products. Here the operators of the layer's own forward are called
 one behind the other, so its output is the same bit for bit (`tests/unit/test_lean.py`). Whatever stands in the way of
-that is looked for at every call: hooks, a forward or a module put in another's place, another precision or device. Then
-the answer is None and the layer itself has to run.
+that is looked for: another module, a forward put in another's place, training, autocast when rotary tables are made
+(`LeanLayer.look`, once a run); hooks, modes, precision and device at every call. Then the answer is None and the layer
+itself has to run.
 """
 
 from __future__ import annotations
@@ -57,13 +58,17 @@ def tables(config: Any, rotary: tuple[Tensor, Tensor]) -> Tables | None:
 class LeanLayer:
     """One layer, taken apart once; what it consists of is compared with that at every call."""
 
-    __slots__ = ("_attention", "_children", "_kinds", "_layer", "_mlp", "_modules", "_own")
+    __slots__ = ("_attention", "_children", "_hooks", "_kinds", "_layer", "_mlp", "_modules", "_own", "_seen")
 
     def __init__(self, layer: nn.Module) -> None:
         """Take `layer` apart; one that is not known is never run here."""
         self._layer: Any = layer
+        self._attention: Any = None
+        self._mlp: Any = None
+        self._seen, self._hooks = False, tuple[Any, ...]()
         kinds = _KINDS.get(type(layer))
         self._modules: list[nn.Module] = []
+        self._own: list[dict[str, Any]] = []
         if kinds is None:
             return
         attention, mlp, norm = kinds
@@ -75,7 +80,9 @@ class LeanLayer:
         names = [_FIXED.get(name) for m in known for name, child in m._modules.items() if child not in known]
         self._kinds = [type(layer), attention, mlp, *(kind or norm for kind in names)]
 
-    def __call__(self, hidden: Tensor, turn: Tables | None, mask: Tensor | None, slots: Any | None) -> Tensor | None:
+    def __call__(
+        self, hidden: Tensor, turn: Tables | None, mask: Tensor | None, slots: Any | None
+    ) -> Tensor | None:
         """The layer on `[rows, tokens, width]`; None if only its own forward can run it as it stands.
 
         Args:
@@ -86,9 +93,9 @@ class LeanLayer:
 
         Cost: the products, and about forty calls of operators; looking at the modules takes some microseconds.
         """
-        if turn is None or hidden.dtype != torch.float32 or hidden.device.type != "cpu":
+        if turn is None or not self._seen or any(self._hooks) or _is_watched():
             return None
-        if not self._is_plain():
+        if hidden.dtype != torch.float32 or hidden.device.type != "cpu":
             return None
         attention = self._attention
         rows, tokens, width = hidden.shape
@@ -114,33 +121,26 @@ class LeanLayer:
         gate = gate.mul_(_product(inner["up_proj"], normed))
         return _product(inner["down_proj"], gate).add_(flat).view(rows, tokens, width)
 
-    def _is_plain(self) -> bool:
-        """Whether every module is still there, exactly of its class, and nothing is set around its forward."""
-        return (
+    def look(self) -> None:
+        """See whether every module is still there, exactly of its class, and nothing is put in its forward's place."""
+        self._seen = (
             bool(self._modules)
             and all(now == then for now, then in self._children)
             and [type(module) for module in self._modules] == self._kinds
-            and not any(
-                own["_forward_hooks"] or own["_forward_pre_hooks"] or own["training"] or "forward" in own
-                for own in self._own
-            )
-            and not _is_watched()
+            and not any(own["training"] or "forward" in own for own in self._own)
+            and [kind.forward for kind in _CLASSES] == _OWN  # type: ignore[attr-defined]  # every module has one
+            and (llama.apply_rotary_pos_emb, qwen2.apply_rotary_pos_emb) == _ROTATE
+            and ALL_ATTENTION_FUNCTIONS.get("sdpa") is _SDPA
+            and not torch.is_autocast_enabled("cpu")
+            and not torch.is_grad_enabled()
         )
+        hooks = (own[name] for own in self._own for name in ("_forward_hooks", "_forward_pre_hooks"))
+        self._hooks = (*hooks, torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
 
 
 def _is_watched() -> bool:
-    """Whether something else takes part in every operator or module: a mode, autocast, global hooks, a patch."""
-    return bool(
-        torch._C._len_torch_function_stack()
-        or torch._C._len_torch_dispatch_stack()
-        or torch_module._global_forward_hooks
-        or torch_module._global_forward_pre_hooks
-        or torch.is_autocast_enabled("cpu")
-        or torch.is_grad_enabled()
-        or [kind.forward for kind in _CLASSES] != _OWN  # type: ignore[attr-defined]  # every module has one
-        or (llama.apply_rotary_pos_emb, qwen2.apply_rotary_pos_emb) != _ROTATE
-        or ALL_ATTENTION_FUNCTIONS.get("sdpa") is not _SDPA
-    )
+    """Whether a mode takes part in every operator."""
+    return bool(torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack())
 
 
 def _normed(norm: Any, hidden: Tensor) -> Tensor:

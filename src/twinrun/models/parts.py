@@ -18,92 +18,10 @@ from twinrun.errors import UnsupportedModelError
 from twinrun.models.lean import LeanLayer, Tables, tables
 from twinrun.models.model import Model
 from twinrun.models.positions import as_mask
+from twinrun.models.slots import At as At
+from twinrun.models.slots import Slots as Slots
 
 Rotary = tuple[Tensor, Tensor]
-At = slice | Tensor
-"""Slots to write: a slice for all rows alike, or `[rows, tokens]` int64."""
-
-
-class Slots:
-    """Keys and values of a canvas, one slot a position, in every layer; a position computed again is written over.
-
-    Keys are stored rotated, once, by the position that their token has: a slot never needs to know its own index.
-    One slot more than asked for takes what is to be written nowhere (`Slots.nowhere`), so that rows with unequal
-    numbers of tokens can be computed together.
-
-    Attributes:
-        width: slots that are attended to.
-    """
-
-    def __init__(self, width: int) -> None:
-        """Room for `width` positions; memory is taken at the first write of each layer."""
-        self.width = width
-        self.at = slice(0, width)
-        self._stores: dict[int, tuple[Tensor, Tensor]] = {}
-
-    @property
-    def at(self) -> At:
-        """Where the next `update` writes."""
-        return self._at
-
-    @at.setter
-    def at(self, where: At) -> None:
-        self._at = where
-        if isinstance(where, slice):
-            return
-        rows = where.shape[0]
-        if rows > 1:
-            where = where + torch.arange(rows, device=where.device)[:, None] * (self.width + 1)
-        self._flat = where.flatten()
-
-    @property
-    def nowhere(self) -> int:
-        """Index of the slot that is never read."""
-        return self.width
-
-    @property
-    def layers(self) -> int:
-        """Layers that have been written."""
-        return len(self._stores)
-
-    def bytes(self) -> int:
-        """Memory of keys and values."""
-        return sum(t.nbytes for pair in self._stores.values() for t in pair)
-
-    def keys(self, layer: int) -> Tensor:
-        """`[rows, kv_heads, width, head_dim]`, a view."""
-        return self._stores[layer][0].narrow(1, 0, self.width).transpose(1, 2)
-
-    def values(self, layer: int) -> Tensor:
-        """`[rows, kv_heads, width, head_dim]`, a view."""
-        return self._stores[layer][1].narrow(1, 0, self.width).transpose(1, 2)
-
-    def update(
-        self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Write `[rows, kv_heads, tokens, head_dim]` at `at`; return what a query attends to. Attention calls this."""
-        # Keys of a model that is rotated in float32 come wider than its precision; attention rounds them to it.
-        both = keys.to(values.dtype), values
-        if layer_idx not in self._stores:
-            rows, heads, _tokens, dim = values.shape
-            room = (rows, self.width + 1, heads, dim)  # slot by slot, so that a token is written in one piece
-            self._stores[layer_idx] = values.new_zeros(room), values.new_zeros(room)
-        for store, new in zip(self._stores[layer_idx], both, strict=True):
-            self._write(store, new.transpose(1, 2))
-        return self.keys(layer_idx), self.values(layer_idx)
-
-    def _write(self, store: Tensor, new: Tensor) -> None:
-        """Write `[rows, tokens, kv_heads, head_dim]`."""
-        if isinstance(self._at, slice):
-            store[:, self._at] = new
-        else:
-            store.flatten(0, 1).index_copy_(0, self._flat, new.flatten(0, 1))
-
-    def copy(self) -> Slots:
-        """Return the same numbers in memory of their own."""
-        twin = Slots(self.width)
-        twin._stores = {i: (keys.clone(), values.clone()) for i, (keys, values) in self._stores.items()}
-        return twin
 
 
 class Parts:
@@ -131,7 +49,7 @@ class Parts:
         self._norm, self._head, self._tail = layout.norm, layout.head, layout.tail
         self._layers = layout.layers
         self._lean = [LeanLayer(layer) for layer in self._layers]
-        self._tables: tuple[Rotary, Tables | None] | None = None
+        self._tables: list[tuple[Rotary, Tables | None]] = []
 
     @property
     def num_layers(self) -> int:
@@ -145,6 +63,8 @@ class Parts:
 
     def rotary(self, hidden: Tensor, positions: Tensor) -> Rotary:
         """Cosines and sines `[rows, tokens, head_dim]` of absolute positions `[rows, tokens]`."""
+        for lean in self._lean:
+            lean.look()
         found: Rotary = self._body.rotary_emb(hidden, position_ids=positions)
         return found
 
@@ -177,10 +97,13 @@ class Parts:
         return found
 
     def _turn(self, rotary: Rotary) -> Tables | None:
-        """Tables of a step, made for the first of its layers."""
-        if self._tables is None or self._tables[0] is not rotary:
-            self._tables = rotary, tables(self.model.config, rotary)
-        return self._tables[1]
+        """Tables of a step, made for the first of its layers; the last two are kept: a block's, and of some of it."""
+        for known, found in self._tables:
+            if known is rotary:
+                return found
+        found = tables(self.model.config, rotary)
+        self._tables = [(rotary, found), *self._tables[:1]]
+        return found
 
     def write(self, index: int, hidden: Tensor, rotary: Rotary, slots: Slots) -> bool:
         """Write the keys and values of a layer's input to `slots.at` and compute nothing else of the layer.
