@@ -120,7 +120,8 @@ class TokenSkip:
         stable = (low >= self.outlier) & (mean > self.threshold)
         moved = seen.changed
         if self.neighbours:
-            moved = moved.float() @ _near(moved.shape[1], self.neighbours, moved.device) > 0
+            alone = moved.float()  # float64 where a verdict computes one precision up
+            moved = alone @ _near(moved.shape[1], self.neighbours, moved.device).to(alone.dtype) > 0
         return Decision(keep=moved | ~stable, notes={"cosine_mean": mean, "cosine_low": low})
 
 
