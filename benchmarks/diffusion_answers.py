@@ -3,13 +3,13 @@
 Each held-out problem is answered alone by every arm, with early stop: what stands behind the end of a text is neither
 an answer nor a speed. An arm has its exact answers with their 95 % Wilson interval, the paired difference to plain
 decoding of the same problems, forwards, tokens a forward, and tokens a second of processor time of one thread, which
-other work on the machine disturbs little; one arm is run twice to say how little. Arms that compute most of the canvas
-in every step answer `--slow-problems` of the problems. Beyond 320 tokens the model is untrained.
+other work on the machine disturbs little; one arm is run twice to say how little. In the large canvas, beyond the 320
+tokens that the model was trained on, and with a refresh in every step, `--few` problems are answered.
 The run may be cut off: every answer is written to `--parts` and not asked for again; delete that file to begin anew.
 Bars: refreshing in every step answers as plain decoding does; dual cache with threshold 0.9 is at least 8 times plain
 in tokens a second at 256 / 32, and not below the 95 % interval of its answers.
 
-  nice -n 19 python benchmarks/diffusion_answers.py            the full measurement, about an hour of one core
+  nice -n 19 python benchmarks/diffusion_answers.py            the full measurement, half an hour of one core
   python benchmarks/diffusion_answers.py --quick --out x.json  a smoke test, seconds
 """
 
@@ -36,7 +36,6 @@ ABOUT = "answers beside speed: every cache, commit rule and skip at canvases of 
 FASTER = 8.0
 AGAIN = f"{FAST} (again)"
 ALWAYS = "dual, refresh every 1"
-SLOW = (PLAIN, ALWAYS, "prefix", "dual, refresh every 2")
 Z = 1.959964
 
 
@@ -45,7 +44,9 @@ class Config:
     """Settings of one measurement."""
 
     problems: int = field(default=200, metadata={"help": "held-out problems of one step"})
-    slow_problems: int = field(default=60, metadata={"help": "problems of the slow arms, but at 256 / 32"})
+    few: int = field(
+        default=40, metadata={"help": "problems in the large canvas, or refreshed in every step"}
+    )
     room: int = field(
         default=256, metadata={"help": "tokens of the small canvas; the large one is twice that"}
     )
@@ -62,7 +63,7 @@ class Config:
     @classmethod
     def quick(cls) -> Config:
         """Sizes for a smoke test."""
-        return cls(problems=2, slow_problems=1, room=16, block=8, parts="")
+        return cls(problems=2, few=1, room=16, block=8, parts="")
 
 
 def arms(layers: int) -> dict[str, dict[str, Any]]:
@@ -113,8 +114,8 @@ def _plan(config: Config, layers: int) -> Iterable[tuple[int, tuple[int, int], s
             say(f"problem {number} of {config.problems}")
         for size in sizes:
             for arm, how in arms(layers).items():
-                slow = arm in SLOW and (size != sizes[0] or arm == ALWAYS)
-                if number < (config.slow_problems if slow else config.problems):
+                slow = size[0] > config.room or arm == ALWAYS
+                if number < (config.few if slow else config.problems):
                     yield number, size, arm, how
 
 
