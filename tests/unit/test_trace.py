@@ -210,9 +210,9 @@ from twinrun.trace import journal
 journal.PACK_STEPS = int(sys.argv[2])
 model = zoo.make("qwen3", "float32")
 add = journal.Journal.add
-def slow(self, step):
-    add(self, step)
-    print(self.folder.name, step.step, flush=True)
+def slow(self, steps):
+    add(self, steps)
+    print(*(f"{self.folder.name} {s.step}" for s in steps), sep="\\n", flush=True)
     time.sleep(0.02)
 journal.Journal.add = slow
 sides = tr.Recompute(model), tr.KVCache(model)
@@ -243,8 +243,7 @@ def test_a_killed_recording_opens_up_to_its_last_step(tmp_path, after, pack):
 def test_half_a_line_is_left_out_and_a_changed_line_is_refused(clean, tmp_path):
     place = tmp_path / "reference"
     writer = journal_module.Journal(place)
-    for step in clean.reference.steps:
-        writer.add(step)
+    writer.add(clean.reference.steps)
     from twinrun.trace.reader import read_steps
     from twinrun.trace.step import TracedStep
 

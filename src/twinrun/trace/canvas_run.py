@@ -148,7 +148,7 @@ def _run(
         nonlocal decided
         decided += len(step.commits)
         if journal is not None:
-            journal.add(step)
+            journal.add([step])
         if on_progress is not None:
             on_progress(done + decided, 2 * record.gen_length, f"{record.who}: {record.runner}")
 
