@@ -21,7 +21,8 @@ from twinrun.trace.record import SCHEMA, Trace
 from twinrun.trace.recorder import LEVELS, Level, Recorder, tracing
 from twinrun.trace.side import Side
 from twinrun.trace.step import TracedStep
-from twinrun.verify.blame import By, check_by
+from twinrun.verify.activations import By
+from twinrun.verify.blame import check_by
 
 Progress = Callable[[int, int, str], None]
 

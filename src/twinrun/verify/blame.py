@@ -5,29 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from twinrun.errors import ConfigError
 from twinrun.numerics.precision import one_up, parse_dtype
 from twinrun.records.scores import Scores
-from twinrun.verify.activations import Activations, layer_of
+from twinrun.verify.activations import Activations, By, modules_by
 from twinrun.verify.case import Case, as_cases
 from twinrun.verify.culprit import Blame
-from twinrun.verify.gaps import Gap, Noise, comparable, gaps
+from twinrun.verify.gaps import DEPLOYED_FACTOR, Gap, Noise, comparable, gaps
+from twinrun.verify.glance import glance
 from twinrun.verify.handed import findings
 from twinrun.verify.pinpoint import Scene, pinpoint
 from twinrun.verify.recorder import recording, slides
 from twinrun.verify.shifted import shifted_rows
 
-By = Literal["module", "layer", "step"]
-ONE_UP_FACTOR = 16.0
-"""One precision up: clean differences of a module reach 5 times the reference's error scaled by the roundoffs."""
-ONE_UP_FLOOR_ULPS = 16.0
-DEPLOYED_FACTOR = 4.0
-"""In the deployed precision: clean errors of a module stay below twice the reference's own."""
-DEPLOYED_FLOOR_ULPS = 2.0
 SCORES_FACTOR = 64.0
 """The sweep's factor, for the scores themselves."""
 
@@ -105,8 +99,11 @@ def _look(reference: Any, candidate: Any, case: Case, by: By) -> Blame:
         if getattr(side, "module", None) is None:
             return _not_comparable(case, f"the {who} ({type(side).__name__}) shows no module to look into")
     own, other = parse_dtype(reference.dtype), parse_dtype(candidate.dtype)
-    wanted = _wanted(by)
+    wanted = modules_by(by)
     mixed = own != other
+    settled = None if mixed else glance(reference, candidate, case, by)
+    if settled is not None:
+        return settled
     with nullcontext() if mixed else reference.raised():
         high = _alone(reference, case, wanted)
     with reference.cast(other) if mixed else nullcontext():
@@ -141,12 +138,7 @@ def _scene(
     up: bool,
 ) -> Scene:
     ours, truth, tried = (t.activations for t in taken)
-    high = one_up(low)
-    eps_low, eps_high = torch.finfo(low).eps, torch.finfo(high).eps
-    if up:
-        noise = Noise(factor=ONE_UP_FACTOR * eps_high / eps_low, floor=ONE_UP_FLOOR_ULPS * eps_high)
-    else:
-        noise = Noise(factor=DEPLOYED_FACTOR, floor=DEPLOYED_FLOOR_ULPS * eps_low)
+    noise = Noise.one_up(low) if up else Noise.deployed(low)
     compared: list[Gap] = []
     for i in range(len(case.rows)):
         compared += gaps(ours, truth, tried, i, noise)
@@ -158,7 +150,7 @@ def _scene(
         gaps=compared,
         tried=tried,
         raised=up,
-        precision=high if up else low,
+        precision=one_up(low) if up else low,
     )
 
 
@@ -184,14 +176,6 @@ def _together(side: Any, case: Case, wanted: Callable[[str], bool]) -> _Taken:
     if not found.order and len(case.rows) > 1:  # it runs rows one by one
         return _alone(side, case, wanted)
     return _Taken(found, scores)
-
-
-def _wanted(by: By) -> Callable[[str], bool]:
-    if by == "module":
-        return lambda _name: True
-    if by == "step":
-        return lambda name: name == ""
-    return lambda name: layer_of(name) is None or name.rpartition(".")[2].isdigit()
 
 
 def _not_comparable(case: Case, reason: str) -> Blame:
