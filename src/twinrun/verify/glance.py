@@ -19,6 +19,7 @@ from twinrun.verify.activations import Activations, By, layer_of, modules_by
 from twinrun.verify.called import Held, called
 from twinrun.verify.case import Case
 from twinrun.verify.culprit import Blame
+from twinrun.verify.elders import elders_agree
 from twinrun.verify.gaps import Gap, Noise, comparable, gaps
 from twinrun.verify.handed import findings
 from twinrun.verify.pinpoint import Scene, first_gap, pinpoint, table_line
@@ -34,7 +35,8 @@ def glance(reference: Any, candidate: Any, case: Case, by: By) -> Blame | None:
 
     Nothing is settled if the sides run forwards of unequal shape or were handed different things, if what differs first
     is no layer or leaf, if the layer called by itself does not repeat the reference's outputs bit for bit, or if one
-    precision up it explains nothing at the position where the bits part.
+    precision up it explains nothing at the position where the bits part. Equal bits hide what is below the deployed
+    precision, so the same module of every earlier layer is tried, too: a bug in all layers begins in the first.
 
     Args:
         reference: trusted side.
@@ -43,7 +45,8 @@ def glance(reference: Any, candidate: Any, case: Case, by: By) -> Blame | None:
         by: how fine to look.
 
     Cost: one forward of each side over the prompt, with hooks on layers only; three calls of one layer, two of them one
-    precision up. The inputs of the layers are held, at most `twinrun.verify.called.HELD_BYTES`.
+    precision up, and three of the named module in every layer before it. The inputs of the layers are held, at most
+    `twinrun.verify.called.HELD_BYTES`.
     """
     sides = (reference, candidate)
     if by == "step" or len(case.rows) != 1 or not all(hasattr(side, "raised_part") for side in sides):
@@ -66,6 +69,10 @@ def glance(reference: Any, candidate: Any, case: Case, by: By) -> Blame | None:
     seen = _Seen(case=case, low=low, tried=tried, held=held, by=by)
     found = _closer(reference, candidate, seen, list(dict.fromkeys(units.values())))
     if found is None or found.kind != "module" or found.position is None or found.position > position:
+        return None
+    module = str(found.module)
+    unit = _unit(module, low.order)
+    if unit is None or not elders_agree(reference, candidate, module, unit, held, low.forwards[0], row):
         return None
     return replace(found, table=_whole_table(found.table, differing, tried, parse_dtype(candidate.dtype)))
 
