@@ -1,4 +1,4 @@
-"""One module called by itself, on the inputs that the reference's forward gave it."""
+"""One module called by itself, with the arguments that a forward of the whole model gave it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HELD_BYTES = 256 * 2**20
 
 @dataclass(slots=True)
 class Held:
-    """What each module was called with in the reference's forward."""
+    """What each module was called with in a forward."""
 
     calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=dict)
     seen: dict[int, Tensor] = field(default_factory=dict)
@@ -59,7 +59,7 @@ def called(
     *,
     up: bool,
 ) -> Activations | None:
-    """Call one module as the reference's forward did, without a cache; None if it cannot be called on its own.
+    """Call one module as a forward of its model did, without a cache; None if it cannot be called on its own.
 
     Args:
         side: whose module; needs `module` and `raised_part`.

@@ -19,48 +19,55 @@ def elders_agree(
     candidate: Any,
     module: str,
     unit: str,
-    held: Held,
+    held: tuple[Held, Held],
     forward: Forward,
     row: Sequence[int],
 ) -> bool:
     """Whether the module of the same name agrees in every earlier layer, one precision up.
 
-    It is tried on the inputs that the module to blame had, which its own layer gives again.
+    It is tried with the arguments that the module to blame had, which its own layer gives it again.
 
     Args:
         reference: trusted side.
         candidate: side on trial.
         module: path of the module to blame; outside of layers it has no elders.
         unit: path of its layer.
-        held: what the layers were called with.
+        held: what the layers of either side were called with.
         forward: the forward that `held` is of.
         row: the text.
 
     Returns:
         False also where an earlier one cannot be called.
 
-    Cost: one call of the layer; three calls of the module for each layer before it, two of them one precision up.
+    Cost: one call of the layer on either side; three calls of the module for each layer before it, two of them one
+    precision up.
     """
     layer = layer_of(module)
     if layer is None:
         return True
-    inner = Held()
-    with ExitStack() as undo:
-        inner.attach(reference.module, module.__eq__, undo)
-        if called(reference, unit, held, row, forward, "".__eq__, up=False) is None:
+    inner = []
+    for side, given in zip((reference, candidate), held, strict=True):
+        inner.append(Held())
+        with ExitStack() as undo:
+            inner[-1].attach(side.module, module.__eq__, undo)
+            if called(side, unit, given, row, forward, "".__eq__, up=False) is None:
+                return False
+        if module not in inner[-1].calls:
             return False
-    if module not in inner.calls:
-        return False
     noise = Noise.one_up(parse_dtype(reference.dtype))
     there = {name for name, _ in candidate.module.named_modules()}
     for number in range(layer):
         elder = f"{unit.rpartition('.')[0]}.{number}{module.removeprefix(unit)}"
         if elder not in there:
             continue
-        given = Held(calls={elder: inner.calls[module]})
+        mine, theirs = (Held(calls={elder: one.calls[module]}) for one in inner)
         own, truth, tried = (
             called(side, elder, given, row, forward, elder.__eq__, up=up)
-            for side, up in ((reference, False), (reference, True), (candidate, True))
+            for side, given, up in (
+                (reference, mine, False),
+                (reference, mine, True),
+                (candidate, theirs, True),
+            )
         )
         if own is None or truth is None or tried is None:
             return False

@@ -1,7 +1,7 @@
 """A first look that may settle blame at once: layers in the deployed precision, and only the odd one raised.
 
 Two forwards of the same shape agree bit for bit up to the module that computes something else. So where one layer
-differs and nothing before it does, that layer alone is run again on the reference's inputs, on both sides and one
+differs and nothing before it does, that layer alone is run again with the arguments it had, on both sides and one
 precision up, and the same rule as in the full search names the module inside. Whatever leaves a doubt settles nothing.
 """
 
@@ -54,10 +54,9 @@ def glance(reference: Any, candidate: Any, case: Case, by: By) -> Blame | None:
     if any(side.can_raise() is not None for side in sides):
         return None
     row = case.rows[0][: case.starts[0]]
-    held = Held()
-    low = _seen(reference, row, held)
-    tried = _seen(candidate, row, None)
-    if not _same_forward(low, tried, len(row)) or findings(low, tried) or held.is_full:
+    held = Held(), Held()
+    low, tried = (_seen(side, row, mine) for side, mine in zip(sides, held, strict=True))
+    if not _same_forward(low, tried, len(row)) or findings(low, tried) or any(h.is_full for h in held):
         return None
     differing = list(gaps(low, low, tried, 0, SAME))
     first, position = first_gap(differing)
@@ -84,18 +83,20 @@ class _Seen:
     case: Case
     low: Activations
     tried: Activations
-    held: Held
+    held: tuple[Held, Held]
     by: By
 
 
-def _seen(side: Any, row: tuple[int, ...], held: Held | None) -> Activations:
+def _seen(side: Any, row: tuple[int, ...], held: Held) -> Activations:
     """Score the prompt with hooks on layers and what is outside of them."""
     wanted = modules_by("layer")
     with ExitStack() as undo:
-        if held is not None:
-            held.attach(side.module, wanted, undo)
+        held.attach(side.module, wanted, undo)
         with recording(side.module, [row], wanted) as found:
             side.score_batch([list(row)], [len(row)])
+    # A model that is new to its runner is tried on ids of its own first: such a forward is no step.
+    own = (f for f in found.forwards if any(stop > first for first, stop in f.fresh))
+    found.forwards = [replace(forward, index=number) for number, forward in enumerate(own)]
     return found
 
 
@@ -132,16 +133,21 @@ def _unit(module: str, order: list[str]) -> str | None:
 
 
 def _closer(reference: Any, candidate: Any, seen: _Seen, units: list[str]) -> Blame | None:
-    """Run single modules again on the reference's inputs, one precision up, and apply the rule of the full search."""
+    """Run single modules again on what each side gave them, one precision up, and apply the rule of the full search."""
     low_dtype = parse_dtype(reference.dtype)
     noise, wanted = Noise.one_up(low_dtype), modules_by(seen.by)
+    mine, theirs = seen.held
     row = seen.case.rows[0][: seen.low.forwards[0].width]
     compared: list[Gap] = []
     whole: Activations | None = None
     for unit in units:
         runs = [
-            called(side, unit, seen.held, row, seen.low.forwards[0], wanted, up=up)
-            for side, up in ((reference, False), (reference, True), (candidate, True))
+            called(side, unit, held, row, seen.low.forwards[0], wanted, up=up)
+            for side, held, up in (
+                (reference, mine, False),
+                (reference, mine, True),
+                (candidate, theirs, True),
+            )
         ]
         own, truth, tried = runs
         if own is None or truth is None or tried is None or not _repeats(own, seen.low, unit):

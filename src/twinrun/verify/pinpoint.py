@@ -36,7 +36,7 @@ class Scene:
     raised: bool
     precision: torch.dtype
     is_replayed: bool = False
-    """Whether the candidate's modules were called on the reference's inputs, without a cache."""
+    """Whether modules were called by themselves, without a cache, on inputs that agree bit for bit."""
 
 
 def pinpoint(scene: Scene) -> Blame:
