@@ -45,7 +45,8 @@ def blame(
     """Name the first place where the candidate parts from the reference: step, position, layer, module.
 
     Both sides score the same tokens. Hooks on every module fingerprint inputs and outputs at absolute positions.
-    What the models are handed (ids, positions, masks, cache lengths) is compared first. Then, one precision up
+    A first look in the deployed precision (`twinrun.verify.glance`) may settle it by one layer alone. Else
+    what the models are handed (ids, positions, masks, cache lengths) is compared first. Then, one precision up
     and, if nothing differs there, in the deployed precision, the first module is sought, in order of position and
     execution, whose inputs agree within noise and whose outputs do not. Noise is the reference's own error at that
     module. A suspect that reads a cache is tried once more on the reference's inputs ("shadow"): if it is right
@@ -67,8 +68,9 @@ def blame(
     Raises:
         ConfigError: nothing to try, or a reference that cannot run one precision up.
 
-    Cost: three or four passes over a case, each 5 to 10 % dearer than without hooks; 136 bytes a position for each
-    recorded tensor of each pass, whatever the width of the model.
+    Cost: one pass of each side over the prompt and a few calls of one layer, where the first look settles it. Else three
+    or four passes over the case more, most of them one precision up; 136 bytes a position for each recorded tensor of
+    each pass, whatever the width of the model.
 
     Example:
         >>> m = load("builtin:amateur")
