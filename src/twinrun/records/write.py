@@ -13,11 +13,11 @@ from typing import Any
 from twinrun.errors import ConfigError, NonFiniteError
 
 
-def write_bytes(path: str | Path, data: bytes) -> Path:
+def write_bytes(path: str | Path, data: bytes, *, sync: bool = True) -> Path:
     """Write `data` to `path` so that a reader sees the old file or the new one, never a part.
 
     Missing folders are made. The temporary file stands in the same folder, because a move between file
-    systems is a copy.
+    systems is a copy. With `sync` it also outlasts a loss of power as soon as this returns; some milliseconds.
 
     Raises:
         ConfigError: the place cannot be written to; the message says why.
@@ -29,7 +29,8 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
         with open(part, "xb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         os.replace(part, place)
     except OSError as error:
         raise ConfigError(

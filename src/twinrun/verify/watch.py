@@ -148,7 +148,7 @@ def layer_lengths(cache: Any) -> tuple[int, ...]:
     layers = getattr(cache, "layers", None)
     if cache is None or layers is None:
         return ()
-    return tuple(int(layer.get_seq_length()) for layer in layers) or (int(cache.get_seq_length()),)
+    return tuple([int(layer.get_seq_length()) for layer in layers]) or (int(cache.get_seq_length()),)
 
 
 def _slots(cache: Any) -> tuple[int, ...]:
@@ -176,8 +176,13 @@ def by_name(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> d
     """Arguments of a module's forward by the names of its parameters."""
     if not args:
         return kwargs
+    return {**dict(zip(_names(part), args, strict=False)), **kwargs}
+
+
+def _names(part: nn.Module) -> tuple[str, ...]:
+    """Names of what a module's forward takes."""
     forward = part.forward
-    return {**dict(zip(_parameters(getattr(forward, "__func__", forward)), args, strict=False)), **kwargs}
+    return _parameters(getattr(forward, "__func__", forward))
 
 
 @lru_cache(maxsize=1024)
@@ -221,7 +226,7 @@ def watching(core: nn.Module, watch: Watch) -> Iterator[Watch]:
         if now is None or now.position_ids is not None or not isinstance(found, Tensor):
             return
         if found.shape[-1:] == (now.width,) and not found.is_floating_point():
-            now.position_ids = found.detach().reshape(-1, now.width)
+            now.position_ids = found if found.ndim == 2 else found.detach().reshape(-1, now.width)
 
     def see_positions(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if watch.now is not None and watch.now.position_ids is None:
@@ -249,7 +254,7 @@ def watching(core: nn.Module, watch: Watch) -> Iterator[Watch]:
 def _take_ids(core: nn.Module) -> list[nn.Module]:
     """Parts inside a model that take token ids: the outermost of them runs once for every forward."""
     inner = (part for part in core.modules() if part is not core)
-    return [part for part in inner if "input_ids" in inspect.signature(part.forward).parameters]
+    return [part for part in inner if "input_ids" in _names(part)]
 
 
 def _position_readers(core: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
@@ -257,9 +262,7 @@ def _position_readers(core: nn.Module) -> tuple[list[nn.Module], list[nn.Module]
     tokens = token_embedding(core)
     parts = [part for part in core.modules() if part is not core and part is not tokens]
     learned: list[nn.Module] = [part for part in parts if isinstance(part, nn.Embedding)]
-    named = [
-        p for p in parts if p not in learned and "position_ids" in inspect.signature(p.forward).parameters
-    ]
+    named = [p for p in parts if not isinstance(p, nn.Embedding) and "position_ids" in _names(p)]
     leaves = [part for part in named if next(part.children(), None) is None]
     return leaves or ([] if learned else named), learned
 
