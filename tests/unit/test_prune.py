@@ -16,7 +16,19 @@ from twinrun.models import zoo
 from twinrun.models.load import load
 
 ROWS = [ids(40), ids(17, seed=1), ids(29, seed=2)]
-FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gpt2", "neox", "gpt-pre", "bloom", "falcon", "qwen3moe")
+FAMILIES = (
+    "llama",
+    "qwen2",
+    "qwen3",
+    "mistral",
+    "gemma",
+    "gpt2",
+    "neox",
+    "gpt-pre",
+    "bloom",
+    "falcon",
+    "qwen3moe",
+)
 
 
 def pruned(family: str = "llama", selector: Any = "norm", schedule: Any = None, **more: Any) -> tr.Pruned:
@@ -171,7 +183,9 @@ def test_a_prompt_too_short_to_prune_passes_through() -> None:
     plain = tr.KVCache(p.model)
     for length in (1, 2, 5):
         text = ids(length) + ids(3, seed=4)
-        assert torch.equal(p.score(text, length).logits.rows(0, 9), plain.score(text, length).logits.rows(0, 9))
+        assert torch.equal(
+            p.score(text, length).logits.rows(0, 9), plain.score(text, length).logits.rows(0, 9)
+        )
         assert p.last is not None
         assert p.last.is_untouched
     p.score(ids(20), 20)
@@ -251,7 +265,7 @@ def test_nan_scores_are_ranked_last_and_told_when_looked_at() -> None:
     p.generate(ROWS[0], 2)
     assert p.last is not None
     kept = p.last.kept_positions()[1]
-    assert {i for i in range(1, 40, 2)} <= set(kept)
+    assert set(range(1, 40, 2)) <= set(kept)
     with pytest.raises(NonFiniteError, match="20 of 40 scores at layer 1"):
         p.last.to_json()
 
@@ -263,7 +277,13 @@ def test_the_log_says_what_each_stage_saw() -> None:
     first, second = p.last.to_json()["stages"]
     assert (first["tokens_in"], first["kept"]) == ([40], [28])
     assert (second["tokens_in"], second["kept"]) == ([28], [18])
-    assert first["scores"] == {"min": 0.0, "mean": 19.5, "max": 39.0, "std": pytest.approx(11.543, abs=1e-3), "distinct": 40}
+    assert first["scores"] == {
+        "min": 0.0,
+        "mean": 19.5,
+        "max": 39.0,
+        "std": pytest.approx(11.543, abs=1e-3),
+        "distinct": 40,
+    }
 
 
 REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
@@ -327,7 +347,9 @@ def test_models_that_look_both_ways_or_are_compiled_are_refused() -> None:
 
 def test_a_budget_above_the_prompt_is_refused() -> None:
     p = pruned(schedule={1: 64})
-    with pytest.raises(ConfigError, match=r"layer 1 keeps 64 tokens and the prompt has 40; give a smaller budget"):
+    with pytest.raises(
+        ConfigError, match=r"layer 1 keeps 64 tokens and the prompt has 40; give a smaller budget"
+    ):
         p.generate(ROWS[0], 2)
     assert hooks_on(p.model.core) == 0
 
