@@ -59,7 +59,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "ratio": (lambda: Schedule.geometric(32, 1.2), r"ratio must be in \(0, 1\], got 1.2"),
     "every": (lambda: Schedule.geometric(32, every=0), "every must be at least 1 layer, got 0"),
     "first": (lambda: Schedule.geometric(4), "first=4 is beyond the last layer of 4"),
-    "beyond the model": (lambda: pruned(selector="norm", schedule={1: 0.9, 5: 0.5}), "layer 5 and the model's last is 2"),
+    "beyond the model": (lambda: pruned(selector="norm", schedule={1: 0.9, 5: 0.5}), "at layer 5 .* last is 2"),
     "nothing to prune": (lambda: Schedule.of({1: 0.5}).kept(0), "a prompt of 0 tokens"),
     "protect_first": (lambda: pruned(selector="norm", protect_first=-1), "protect_first must be a number of tokens"),
     "protect_last": (lambda: pruned(selector="norm", protect_last=1.5), "is a share beyond 1; give tokens as an int"),
