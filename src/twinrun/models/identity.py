@@ -23,8 +23,8 @@ def model_fingerprint(model: Model) -> str:
     """Return 16 hexadecimal digits that name a model: its class, config, weight names, shapes and sampled values.
 
     Values are rounded to bfloat16 first, so a checkpoint opened in float32 and in bfloat16 is the same model.
-    Ids of special tokens, names and run-time options are left out. A quantised copy is another model. `VALUES` values of
-    each weight are looked at: an edit of few single weights can go unseen, any step of training cannot.
+    Ids of special tokens, names and run-time options are left out. A quantised copy is another model. `VALUES` values
+    of each weight are looked at: an edit of few single weights can go unseen, any step of training cannot.
 
     Cost: reads a few numbers of each weight.
 

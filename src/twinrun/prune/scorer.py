@@ -125,8 +125,11 @@ class Scorer(nn.Module):
                 f"this scorer has no MLP for layer {layer}; it scores {', '.join(map(str, self.layers))}"
             )
         if hidden.shape[-1] != self.width:
-            raise ShapeError(f"hidden states are {hidden.shape[-1]} wide, this scorer was made for {self.width}")
-        first, last = self.inner[key], self.outer[key]
+            raise ShapeError(
+                f"hidden states are {hidden.shape[-1]} wide, this scorer was made for {self.width}"
+            )
+        first: Any = self.inner[key]
+        last: Any = self.outer[key]
         normed = F.rms_norm(hidden.float(), (self.width,), eps=EPSILON)
         inside: Tensor = F.gelu(first(normed.to(first.weight.dtype))).float()
         # NOTE: summed in float32 also in a half-precision scorer; 8 bits of mantissa would tie most scores.
@@ -237,7 +240,9 @@ def check_layers(layers: Sequence[int], num_layers: int) -> tuple[int, ...]:
 def scorer_folder(name: str | Path) -> Path:
     """The folder that `Scorer.load` reads: a path as it is, "builtin:NAME" inside the package."""
     text = str(name)
-    return builtin_folder(text.removeprefix("builtin:")) / BUILTIN if text.startswith("builtin:") else Path(name)
+    return (
+        builtin_folder(text.removeprefix("builtin:")) / BUILTIN if text.startswith("builtin:") else Path(name)
+    )
 
 
 def _flops(tokens: int, layers: int, width: int, hidden: int) -> int:
