@@ -27,8 +27,8 @@ class JsonLines:
         too_long: "refuse" or "skip" samples that do not fit the context.
 
     Raises:
-        ConfigError: a file that cannot be read or has no samples; a line that is no JSON object, lacks a field, or has an
-            empty answer, named as `file line n`.
+        ConfigError: a file that cannot be read or has no samples; a line that is no JSON object, lacks a field, or has
+            an empty answer, named as `file line n`.
 
     Cost: reads and encodes the file once; keeps the place of each line.
     """
