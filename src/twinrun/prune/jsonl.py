@@ -61,7 +61,9 @@ class JsonLines:
         except OSError as error:
             raise ConfigError(f"cannot read {path}: {error.strerror or error}; give a JSONL file") from error
         if not self._lines:
-            raise ConfigError(f"{path} holds no sample ({self.skipped} were too long); give at least one line")
+            raise ConfigError(
+                f"{path} holds no sample ({self.skipped} were too long); give at least one line"
+            )
         self.identity: dict[str, object] = {
             "kind": "jsonl",
             "file": self._path.name,

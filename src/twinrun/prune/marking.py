@@ -66,7 +66,9 @@ def mark(
         first = number * targets.SHARD
         last = min(first + targets.SHARD, len(samples))
         if not targets.has_shard(place, number):
-            targets.write_shard(place, number, _shard(model, samples, range(first, last), found, output, batch_size))
+            targets.write_shard(
+                place, number, _shard(model, samples, range(first, last), found, output, batch_size)
+            )
         on_progress(last, len(samples))
     return targets.Targets(place, model) if targets.finish(place, shards) else None
 

@@ -1,8 +1,8 @@
 """Saliency: how much the answer hangs on each prompt token's hidden state at the input of a layer.
 
-Source: arXiv:2504.04514, Eq. 3: `pi_hat = (dT/dx) . x`, summed over the width; x is the input of the pruned layer, T "the
-output of the entire network". The paper does not say which number of the output T is; here it is the mean negative
-log-likelihood of the answer tokens, or their mean logit. `docs/prune-training.md` has the measurement.
+Source: arXiv:2504.04514, Eq. 3: `pi_hat = (dT/dx) . x`, summed over the width; x is the input of the pruned layer,
+T "the output of the entire network". The paper does not say which number of the output T is; here it is the mean
+negative log-likelihood of the answer tokens, or their mean logit. `docs/prune-training.md` has the measurement.
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ def saliency(
         if layer != found[0]:
             inputs[layer] = hidden
             return None
-        inputs[layer] = hidden.detach().requires_grad_(True)  # nothing below the first layer is differentiated
+        inputs[layer] = hidden.detach().requires_grad_(
+            True
+        )  # nothing below the first layer is differentiated
         return inputs[layer], kwargs
 
     try:
@@ -117,8 +119,8 @@ def refuse_without_gradients(model: Model) -> None:
             )
     if model.dtype == torch.float16:
         raise ConfigError(
-            f"{model.name} runs in {dtype_name(model.dtype)}, where gradients underflow; load it with dtype='bfloat16' or "
-            "'float32'"
+            f"{model.name} runs in {dtype_name(model.dtype)}, where gradients underflow; load it with "
+            "dtype='bfloat16' or 'float32'"
         )
 
 

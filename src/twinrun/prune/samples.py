@@ -89,7 +89,9 @@ class Listed:
         return self._samples[index]
 
 
-def encode_sample(model: Model, name: str, prompt: str | list[int], answer: str, *, end: bool = True) -> Sample:
+def encode_sample(
+    model: Model, name: str, prompt: str | list[int], answer: str, *, end: bool = True
+) -> Sample:
     """Encode a prompt (text with the tokenizer's own special tokens, or ids) and its answer (without, plus end).
 
     Prompt and answer are encoded apart, as they are when the answer is generated.

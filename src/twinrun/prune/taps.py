@@ -43,7 +43,9 @@ def _hook(index: int, tap: Tap) -> Any:
     def hook(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         hidden = args[0] if args else kwargs.get("hidden_states")
         if not isinstance(hidden, Tensor):
-            raise UnsupportedModelError(f"layer {index} is not handed a tensor of hidden states; it cannot be pruned")
+            raise UnsupportedModelError(
+                f"layer {index} is not handed a tensor of hidden states; it cannot be pruned"
+            )
         found = tap(index, hidden, kwargs)
         if found is None:
             return None

@@ -83,7 +83,8 @@ def finish(folder: Path, shards: int) -> bool:
     if not all(has_shard(folder, n) for n in range(shards)):
         return False
     sums = {
-        shard_name(n): hashlib.sha256((folder / shard_name(n)).read_bytes()).hexdigest() for n in range(shards)
+        shard_name(n): hashlib.sha256((folder / shard_name(n)).read_bytes()).hexdigest()
+        for n in range(shards)
     }
     write_json(folder / INDEX, {**_read_json(folder / REQUEST), "shards": sums})
     return True
@@ -122,8 +123,8 @@ class Targets:
         if model is not None and self.request["fingerprint"] != (own := model_fingerprint(model)):
             raise ConfigError(
                 f"the targets in {folder} are of {self.request['model']} with fingerprint "
-                f"{self.request['fingerprint']}, {model.name} has {own}: other weights or another config; make new ones "
-                "with `twinrun prune saliency`"
+                f"{self.request['fingerprint']}, {model.name} has {own}: other weights or another config; "
+                "make new ones with `twinrun prune saliency`"
             )
         self._shard = lru_cache(maxsize=8)(self._read)
         self._places: dict[str, tuple[str, int]] = {}
@@ -164,7 +165,9 @@ class Targets:
         except OSError as error:
             raise CheckpointError(f"{self.folder} lacks {name}; make the targets again") from error
         if hashlib.sha256(data).hexdigest() != self._sums[name]:
-            raise CheckpointError(f"{self.folder / name} is not the shard that was written; make the targets again")
+            raise CheckpointError(
+                f"{self.folder / name} is not the shard that was written; make the targets again"
+            )
         return pq.read_table(pa.BufferReader(data))
 
 

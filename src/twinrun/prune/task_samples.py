@@ -84,7 +84,9 @@ class TaskSamples:
         s = self._settings
         if s.source == "arithmetic":
             item = problem(index, seed=s.seed, split=s.split)
-            return self._encoded(f"arithmetic/{s.split}/{s.seed}/{index}", item.question + "\n", item.answer_text)
+            return self._encoded(
+                f"arithmetic/{s.split}/{s.seed}/{index}", item.question + "\n", item.answer_text
+            )
         tasks = MIXTURES.get(s.source, (s.source,))
         task, index = tasks[index % len(tasks)], index // len(tasks)
         most = self._largest(task)
