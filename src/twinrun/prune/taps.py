@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -12,7 +13,11 @@ from twinrun.errors import UnsupportedModelError
 from twinrun.models.model import Model
 
 Tap = Callable[[int, Tensor, dict[str, Any]], tuple[Tensor, dict[str, Any]] | None]
-"""(layer, hidden states `[rows, tokens, width]`, keyword arguments) to what replaces both, or None."""
+"""(layer, hidden states `[rows, tokens, width]`, the layer's other arguments by name) to what replaces both or None."""
+
+
+class Enough(Exception):
+    """Raised by a tap that has seen all it needs: the layers behind it need not run. Internal."""
 
 
 @contextmanager
@@ -20,8 +25,8 @@ def tapped(model: Model, layers: Iterable[int], tap: Tap) -> Iterator[None]:
     """Call `tap` at the input of each of `layers` in every forward inside the block."""
     with ExitStack() as undo:
         for index in layers:
-            hook = _hook(index, tap)
-            handle = model.layout.layers[index].register_forward_pre_hook(hook, with_kwargs=True)
+            layer = model.layout.layers[index]
+            handle = layer.register_forward_pre_hook(_hook(index, layer, tap), with_kwargs=True)
             undo.callback(handle.remove)
         yield
 
@@ -39,19 +44,20 @@ def frozen(model: Model) -> Iterator[None]:
             weight.requires_grad_(True)
 
 
-def _hook(index: int, tap: Tap) -> Any:
+def _hook(index: int, layer: nn.Module, tap: Tap) -> Any:
+    signature = inspect.signature(layer.forward)
+    rest = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), "")
+
     def hook(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        hidden = args[0] if args else kwargs.get("hidden_states")
+        named = dict(signature.bind(*args, **kwargs).arguments)
+        named |= named.pop(rest, {})
+        first = next(iter(named))
+        hidden = named.pop(first)
         if not isinstance(hidden, Tensor):
             raise UnsupportedModelError(
-                f"layer {index} is not handed a tensor of hidden states; it cannot be pruned"
+                f"layer {index} is not handed a tensor of hidden states; its prompt cannot be pruned"
             )
-        found = tap(index, hidden, kwargs)
-        if found is None:
-            return None
-        new, changed = found
-        if args:
-            return (new, *args[1:]), changed
-        return args, {**changed, "hidden_states": new}
+        found = tap(index, hidden, named)
+        return None if found is None else ((found[0],), found[1])
 
     return hook
