@@ -1,1 +1,1 @@
-"""Prompt pruning inside prefill (SDTP): saliency, scorers and their training, schedules, selectors, the runner."""
+"""SDTP: drop prompt tokens inside the prefill, layer by layer, and decode from the pruned cache."""
