@@ -3,8 +3,8 @@
 A prompt of 4,096 tokens through the shape of Qwen2.5-0.5B in bfloat16, random weights, the paper's schedule (0.9,
 0.81, ... from layer 4, every third), untrained scorers of the size that training makes. Both arms fill a cache and ask
 for the logits of the last token. Bar: the measured speed-up is at least 90 % of that in counted operations
-(`twinrun.bench.flops`). Beside it stand mean keep, mean keep squared, peak memory, and two verdicts: against masked full
-attention, which must be equivalent, and against no pruning, which on random weights says nothing of trained ones.
+(`twinrun.bench.flops`). Beside it stand mean keep, mean keep squared, peak memory, and two verdicts: against masked
+full attention, which must be equivalent, and against no pruning, which on random weights says nothing of trained ones.
 
   python benchmarks/prune_prefill.py                       the full measurement, about six minutes on two cores
   python benchmarks/prune_prefill.py --quick --out x.json  a smoke test, seconds
