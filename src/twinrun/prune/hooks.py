@@ -16,9 +16,8 @@ from twinrun.models.narrow import wants_width, widened
 from twinrun.prune.passing import Call, LaterPass, PrefillPass, Rule
 from twinrun.prune.prefill import Prefill
 from twinrun.prune.prompt import Prompt
+from twinrun.records.dropped import NOTE
 
-NOTE = "_twinrun_prefill"
-"""Attribute of a cache that holds the record of the prefill which filled it; it is copied with the cache."""
 _ATTACHED: WeakSet[nn.Module] = WeakSet()
 
 

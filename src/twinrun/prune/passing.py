@@ -83,7 +83,9 @@ class PrefillPass:
             lengths=prompt.lengths,
             width=prompt.width,
             selector=rule.selector.name,
-            num_layers=rule.num_layers,
+            promised=tuple(
+                rule.schedule.lengths(rule.num_layers, length, rule.protection) for length in prompt.lengths
+            ),
             replayed=bool(replay),
         )
         self.does_nothing = all(keep == prompt.lengths for keep in self._keep.values())

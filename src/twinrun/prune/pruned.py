@@ -115,6 +115,14 @@ class Pruned(KVCache):
         """Record of the newest prefill."""
         return self._hooks.last
 
+    def prune_log(self) -> dict[str, Any] | None:
+        """What the newest prefill did, as plain JSON types, for a trace; None before the first.
+
+        Raises:
+            NonFiniteError: a score is NaN or infinite.
+        """
+        return None if self.last is None else self.last.to_json()
+
     @contextmanager
     def attached(self, *, extend: bool = False) -> Iterator[Pruned]:
         """Prune every prompt that the model itself runs inside the block, by `m.model.generate(...)` for example.

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from twinrun.records.dropped import dropped_slots
+
 
 @dataclass(slots=True)
 class Forward:
@@ -144,7 +146,16 @@ def _first_difference(row: list[int], fed: list[int], start: int) -> int | None:
 
 
 def layer_lengths(cache: Any) -> tuple[int, ...]:
-    """Tokens that each layer of a transformers cache has seen; empty for None or another kind of cache."""
+    """Tokens that each layer of a transformers cache has seen; empty for None or another kind of cache.
+
+    A layer from which a schedule dropped tokens counts them in: it stands for the whole text.
+    """
+    stored, dropped = stored_lengths(cache), dropped_slots(cache)
+    return tuple(map(sum, zip(stored, dropped, strict=True))) if len(dropped) == len(stored) else stored
+
+
+def stored_lengths(cache: Any) -> tuple[int, ...]:
+    """Tokens that each layer of a transformers cache holds; empty for None or another kind of cache."""
     layers = getattr(cache, "layers", None)
     if cache is None or layers is None:
         return ()
