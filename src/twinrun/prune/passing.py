@@ -90,6 +90,11 @@ class PrefillPass:
         )
         self.does_nothing = all(keep == prompt.lengths for keep in self._keep.values())
 
+    @property
+    def real(self) -> Tensor:
+        """`[rows, tokens]` bool of the tokens that are left, False for padding."""
+        return self._positions >= 0
+
     def enter(self, call: Call) -> dict[str, Any]:
         """Arguments that this layer gets instead of its own; empty where it sees every token."""
         keep = self._keep.get(call.layer, self._counts)

@@ -147,6 +147,12 @@ class Pruned(KVCache):
             yield self
 
     @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside the block forwards run as if nothing were attached: unpruned, with caches of their own."""
+        with self._hooks.paused():
+            yield
+
+    @contextmanager
     def _running(self) -> Iterator[None]:
         """Attach for work of this runner; inside such a block nothing more is attached."""
         if self._is_ours:

@@ -22,7 +22,9 @@ def prune_text(log: Mapping[str, Any], who: str) -> RenderableType:
         who: which side it is of.
     """
     length = log["prompt_tokens"][0]
-    title = Text(f"{who}: prefill of {length} tokens, pruned by {harmless(str(log['selector']))}", style="dim")
+    title = Text(
+        f"{who}: prefill of {length} tokens, pruned by {harmless(str(log['selector']))}", style="dim"
+    )
     if not log["stages"]:
         return Text.assemble(title, ("; too short to prune, nothing was dropped", "dim"))
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")

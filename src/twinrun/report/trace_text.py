@@ -27,8 +27,8 @@ def trace_text(record: Mapping[str, Any]) -> RenderableType:
             characters that cannot be seen, escape sequences among them, stand as their code points.
 
     Returns:
-        The sides, the first divergence, the blame, what a pruned prefill did, the steps from five before to five after it, and the error
-        of every layer there.
+        The sides, the first divergence, the blame, what a pruned prefill did, the steps from five before to five after
+            the divergence, and the error of every layer there.
     """
     parts: list[RenderableType] = [_sides(record), _headline(record)]
     for name in SIDES:

@@ -34,6 +34,8 @@ class Forward:
     slots: tuple[int, ...]
     """Slots of each layer of the cache, -1 where it grows: no more keys than these can be read."""
     pads: list[int]
+    dropped: tuple[int, ...] = ()
+    """Slots that each layer was spared by a pruned prefill; empty where nothing was."""
     strays: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Row -> (position, id) of the first slot that was fed another id than the text has there."""
     behind: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -90,6 +92,7 @@ class Watch:
             cache=cache,
             slots=_slots(by_name.get("past_key_values")),
             pads=pads,
+            dropped=dropped_slots(by_name.get("past_key_values")),
         )
         if self.rows is not None:
             self._prove(now, ids)
