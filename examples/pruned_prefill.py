@@ -58,7 +58,7 @@ def main() -> None:
 
 def report(trusted: Any, side: Any, ids: list[int]) -> None:
     """Verdict, blame, and where the traces part."""
-    case = tr.Case(label="text", rows=(tuple([*ids, *ids[:8]]),), starts=(len(ids),))
+    case = tr.Case(label="text", rows=((*ids, *ids[:8]),), starts=(len(ids),))
     verdict = tr.verify(trusted, side, [case])
     print(f"  verdict: {verdict.verdict}")
     if verdict.culprit is not None:

@@ -78,13 +78,13 @@ class Pruned(KVCache):
         """Check the settings against the model; nothing is attached yet."""
         super().__init__(model, "dynamic", logits=logits)
         refuse_model(model)
+        if isinstance(scorer, (str, Path)):
+            scorer = Scorer.load(scorer, model)
+        self.selector = build_selector(selector, scorer, model, seed)
         depth = len(model.layout.layers)
         self.schedule = Schedule.geometric(depth) if schedule is None else Schedule.of(schedule)
         self.schedule.check(depth)
         self.protection = Protection(first=protect_first, last=protect_last)
-        if isinstance(scorer, (str, Path)):
-            scorer = Scorer.load(scorer, model)
-        self.selector = build_selector(selector, scorer, model, seed)
         check = getattr(self.selector, "check", None)
         if callable(check):
             check(model, self.schedule)
