@@ -123,8 +123,8 @@ class Schedule:
         layers = range(first, num_layers, every)
         if not layers:
             raise ConfigError(
-                f"first={first} is beyond the last layer of {num_layers} (index {num_layers - 1}); give an earlier one, "
-                "first=1, or a schedule such as {1: 0.9}"
+                f"first={first} is beyond the last layer of {num_layers} (index {num_layers - 1}); give first=1, "
+                "or a schedule such as {1: 0.9}"
             )
         return cls(
             stages=tuple(Stage(layer=layer, keep=float(ratio ** (i + 1))) for i, layer in enumerate(layers))
