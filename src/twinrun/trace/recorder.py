@@ -16,7 +16,7 @@ from twinrun.records.scores import Scores
 from twinrun.trace.block import Block, Sink, Waiting
 from twinrun.trace.step import Scored, TracedStep
 from twinrun.verify.recorder import visible_keys
-from twinrun.verify.watch import Forward, Watch, by_name, layer_lengths, token_embedding, watching
+from twinrun.verify.watch import Forward, Watch, by_name, stored_lengths, token_embedding, watching
 
 Level = Literal["steps", "fingerprints", "states"]
 LEVELS: tuple[Level, ...] = ("steps", "fingerprints", "states")
@@ -76,7 +76,7 @@ class Recorder:
             if now is None or not isinstance(rows, Tensor):
                 return
             shape = rows.shape
-            if len(shape) != 3 or shape[1] != now.width:
+            if len(shape) != 3 or not self._scored(now) <= shape[1] <= now.width:  # fewer: a pruned prompt
                 return
             # Whole where that is one row: a view costs as much as all else here.
             if shape[0] > 1 or shape[1] > 1:
@@ -96,7 +96,7 @@ class Recorder:
             first=max(0, first),
             last=last,
             position_ids=None if given is None else (given[0], given[-1]),
-            cache=layer_lengths(cache),
+            cache=stored_lengths(cache),
             keys=self._keys,
             rows=[],
         )
