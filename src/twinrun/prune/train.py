@@ -5,6 +5,7 @@ Source: arXiv:2504.04514, sections 3.2 and 4.1: `L = L_cls + L_mse + L_r`, two e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -178,7 +179,7 @@ class Training:
         parts = torch.autograd.grad(
             term, list(self.scorer.parameters()), retain_graph=True, allow_unused=True
         )
-        return sum(float(p.square().sum()) for p in parts if p is not None) ** 0.5
+        return math.sqrt(sum(float(p.square().sum()) for p in parts if p is not None))
 
     def _gather(self, sums: tuple[dict[str, float], ...]) -> tuple[dict[str, float], ...]:
         """Sum gradients and numbers over all processes, in one message."""
