@@ -1,8 +1,8 @@
 """A slow oracle of prompt pruning: every token through every layer, dropped ones masked out of full attention.
 
-Written out plainly for decoders of the Llama kind (Llama, Mistral, Qwen2, Qwen3, Gemma), one row, no cache, no batch. It
-shares no code with the subject: projections, rotary angles from original positions, softmax and masks are its own. What
-it is told is which positions each stage kept.
+Written out plainly for decoders of the Llama kind (Llama, Mistral, Qwen2, Qwen3, Gemma), one row, no cache, no batch.
+It shares no code with the subject: projections, rotary angles from original positions, softmax and masks are its own.
+What it is told is which positions each stage kept.
 
 `wrong` spoils one place: "positions" renumbers what was kept, "late" drops one layer too late.
 """
