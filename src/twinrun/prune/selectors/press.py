@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from twinrun.errors import ConfigError, MissingBackendError, near_names
+from twinrun.errors import ConfigError, MissingBackendError, UnsupportedModelError, near_names
 from twinrun.models.attention_inputs import attention_inputs
 from twinrun.models.model import Model
 from twinrun.prune.selector import Seen
@@ -27,6 +29,8 @@ class Press:
         press: an object with that `score`.
         model: the model whose layers are scored.
 
+    A press knows nothing of padding, so batches of unequal prompts are refused.
+
     Cost: projections of one layer for the tokens in sight, and the press.
     """
 
@@ -36,8 +40,17 @@ class Press:
             raise ConfigError(
                 f"{type(press).__name__} does not score tokens; give a ScorerPress, such as KnormPress or SnapKVPress"
             )
-        self.press, self._config = press, model.config
         self.name = f"{KEYS}{type(press).__name__.removesuffix('Press').lower()}"
+        self.press, self._config = press, model.config
+        self._rotary = getattr(model.layout.body, "rotary_emb", None)
+        prepare = getattr(press, "post_init_from_model", None)
+        if callable(prepare):
+            try:
+                prepare(model.core)
+            except OSError as error:  # filters of QFilterPress come from the hub
+                raise MissingBackendError(
+                    f"{self.name} needs files that are not here ({' '.join(str(error).split())[:80]})"
+                ) from error
 
     @classmethod
     def named(cls, name: str, model: Model) -> Press:
@@ -63,9 +76,39 @@ class Press:
         return cls(known[name](), model)
 
     def score(self, seen: Seen) -> Tensor:
-        """Mean over heads of the press's scores, `[rows, tokens]`."""
+        """Mean over heads of the press's scores, `[rows, tokens]`.
+
+        Raises:
+            UnsupportedModelError: a padded batch, or a press that cannot score this layer; says why.
+        """
         assert seen.module is not None
+        if len(set(seen.lengths)) > 1:
+            raise UnsupportedModelError(
+                f"{self.name} counts padding as text; give prompts of one length, or another selector"
+            )
         found = attention_inputs(seen.module, seen.handed, self._config)
         kwargs = {k: v for k, v in seen.handed.items() if k != "hidden_states"}
-        scores: Tensor = self.press.score(found.module, found.hidden, found.key, found.value, None, kwargs)
+        try:
+            with _lent(found.module, self._rotary):
+                scores: Tensor = self.press.score(
+                    found.module, found.hidden, found.key, found.value, None, kwargs
+                )
+        except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            why = " ".join(str(error).split())[:120] or type(error).__name__
+            raise UnsupportedModelError(
+                f"{self.name} cannot score the keys of one layer here ({why}); choose another press"
+            ) from error
         return scores.float().mean(1)
+
+
+@contextmanager
+def _lent(attention: nn.Module, rotary: Any) -> Iterator[None]:
+    """Lend an attention module the rotary table, which presses look for there; gone again afterwards."""
+    lends = rotary is not None and not hasattr(attention, "rotary_emb")
+    if lends:
+        object.__setattr__(attention, "rotary_emb", rotary)
+    try:
+        yield
+    finally:
+        if lends:
+            object.__delattr__(attention, "rotary_emb")
