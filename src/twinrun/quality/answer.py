@@ -17,8 +17,8 @@ from twinrun.quality.item import Item
 class Answer:
     """What a runner wrote for one item.
 
-    `cache_lengths` are those after the prefill, a number a layer, empty without a cache; in a batch of unequal rows
-    padding is counted.
+    `cache_lengths` are those after the prefill, a number a layer, empty without a cache. A pruning runner tells those of
+    every row; of others padding is counted in a batch of unequal rows.
     """
 
     ids: tuple[int, ...]
@@ -76,21 +76,33 @@ def answer(runner: Any, items: Sequence[Item]) -> list[Answer]:
         )
     steps = max(len(item.then) + item.max_new_tokens for item in items)
     prompts = [runner.encode(item.prompt, new_tokens=len(item.then) + item.max_new_tokens) for item in items]
+    prepare = getattr(getattr(runner, "selector", None), "prepare", None)
+    if callable(prepare):  # the oracle, which is shown the right answers
+        prepare(items)
     eos = runner.model.eos_ids
     rows = [_Row(item, eos | item.ends) for item in items]
-    lengths: tuple[int, ...] = ()
+    lengths: list[tuple[int, ...]] = []
     began = time.perf_counter()
     with torch.inference_mode():
         run = runner.start(prompts, steps)
-        for step in range(steps):
+        for _ in range(steps):
             logits = run.logits()
-            lengths = lengths if step else tuple(run.cache_lengths())
+            lengths = lengths or [_held(runner, run, i) for i in range(len(rows))]
             fed = [row.take(int(chosen)) for row, chosen in zip(rows, _choose(logits, rows), strict=True)]
             if all(row.done for row in rows):
                 break
             run.commit(fed)
     seconds = (time.perf_counter() - began) / len(rows)
-    return [Answer(ids=tuple(row.new), cache_lengths=lengths, seconds=seconds) for row in rows]
+    return [
+        Answer(ids=tuple(row.new), cache_lengths=held, seconds=seconds)
+        for row, held in zip(rows, lengths, strict=True)
+    ]
+
+
+def _held(runner: Any, run: Any, row: int) -> tuple[int, ...]:
+    """Tokens of a row that each layer's cache holds."""
+    of_row = getattr(getattr(runner, "last", None), "layer_lengths", None)
+    return tuple(of_row(row)) if callable(of_row) else tuple(run.cache_lengths())
 
 
 def _choose(logits: torch.Tensor, rows: Sequence[_Row]) -> list[int]:

@@ -23,6 +23,7 @@ class Item:
         max_new_tokens: of the answer.
         ends: ids that end an answer besides the model's own.
         least: tokens an answer has at least.
+        right: ids of a right answer, for selectors that are shown it (the oracle).
         score: what an answer is worth.
     """
 
@@ -35,6 +36,7 @@ class Item:
     max_new_tokens: int
     ends: frozenset[int] = frozenset()
     least: int = 0
+    right: tuple[int, ...] = field(default=(), repr=False)
     score: Score = field(repr=False)
 
     @property

@@ -53,6 +53,7 @@ def _item(model: Model, row: LongItem, mode: str, length: int, settings: EvalSet
         max_new_tokens=settings.answer_tokens or row.task.max_new_tokens,
         ends=frozenset(ends),
         least=int(row.task.ends_at_newline),
+        right=tuple(plain_ids(model, row.answers[0])),
         score=partial(_score, row),
     )
 

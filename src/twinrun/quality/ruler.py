@@ -80,6 +80,7 @@ def _item(model: Model, text: Retrieval, mode: str, length: int, room: int, star
         prompt=tuple(model.encode(prompt)),
         then=tuple(plain_ids(model, then)),
         max_new_tokens=room,
+        right=tuple(plain_ids(model, answer_text(text.asked[0]))),
         score=partial(_score, text),
     )
 
