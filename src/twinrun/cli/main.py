@@ -29,6 +29,7 @@ COMMANDS = (
     "score",
     "generate",
     "diffuse",
+    "prune",
     "memory",
     "models",
     "runners",
