@@ -6,7 +6,7 @@ import importlib
 
 import typer
 
-VERBS = ("bench", "eval")
+VERBS = ("saliency", "train", "bench", "eval")
 """Each is registered by `twinrun.cli.prune_VERB`."""
 
 
