@@ -171,10 +171,10 @@ class _Stages:
         itself = torch.eye(width, dtype=torch.bool, device=self.alive.device)
         if self.relaxation is None:
             return as_mask(self.model, (past & self.alive[:, None, None]) | itself)
-        lowest = torch.finfo(dtype).min
-        hidden = torch.zeros(self.alive.shape[0], 1, width, width, device=self.alive.device)
+        lowest, wide = torch.finfo(dtype).min, torch.promote_types(dtype, torch.float32)
+        hidden = torch.zeros(self.alive.shape[0], 1, width, width, dtype=wide, device=self.alive.device)
         hidden = hidden.masked_fill(~(past & self.rows.real[:, None, None]) & ~itself, lowest)
-        bias = (self.keep + math.exp(-FLOOR)).log()[:, None, None]
+        bias = (self.keep.to(wide) + math.exp(-FLOOR)).log()[:, None, None]
         return (hidden + torch.where(itself, 0.0, bias)).clamp_min(lowest).to(dtype)
 
 
