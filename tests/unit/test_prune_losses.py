@@ -61,7 +61,9 @@ def test_ranking_neither_overflows_nor_vanishes() -> None:
     (gradient,) = torch.autograd.grad(loss.sum(), wrong)
     assert float(loss) == 10_000.0
     assert gradient.tolist() == [[1.0, -1.0]]
-    naive = torch.log(1 + torch.exp(wrong[0, 0] - wrong[0, 1]))  # the control: the paper's formula as it stands
+    naive = torch.log(
+        1 + torch.exp(wrong[0, 0] - wrong[0, 1])
+    )  # the control: the paper's formula as it stands
     assert torch.isinf(naive)
     assert float(ranking_loss(-wrong, targets, use, pairs)) == 0.0
 
@@ -88,7 +90,9 @@ def test_rank_targets_are_ranks_with_variance_one() -> None:
     ranks = torch.tensor(plain_ranks([3.0, 1e9, 3.0, 2.0, -7.0]))
     torch.testing.assert_close(found[:5], ((ranks / 4 * 2 - 1) * 3**0.5).float())
     assert found[5] == 0.0
-    many = normalised(torch.randn(1, 999, generator=generators(1)[0]), torch.ones(1, 999, dtype=torch.bool), "rank")
+    many = normalised(
+        torch.randn(1, 999, generator=generators(1)[0]), torch.ones(1, 999, dtype=torch.bool), "rank"
+    )
     assert float(many.mean()) == pytest.approx(0, abs=1e-5)
     assert float(many.var()) == pytest.approx(1, abs=0.01)
 

@@ -61,11 +61,15 @@ def test_a_row_in_a_batch_is_the_row_alone(exact: tr.Model, monkeypatch: pytest.
     together = saliency(exact, own, LAYERS)
     for sample, found in zip(own, together, strict=True):
         assert found.values.shape == (2, len(sample.prompt))
-        torch.testing.assert_close(found.values, saliency(exact, [sample], LAYERS)[0].values, rtol=1e-5, atol=1e-9)
+        torch.testing.assert_close(
+            found.values, saliency(exact, [sample], LAYERS)[0].values, rtol=1e-5, atol=1e-9
+        )
     whole = Padded.of
     monkeypatch.setattr(Padded, "of", lambda *a: Padded(whole(*a).ids, None, whole(*a).positions))
     blind = saliency(exact, own, LAYERS)  # the control: padding that attention sees
-    assert not all(torch.allclose(a.values, b.values, rtol=1e-3) for a, b in zip(together, blind, strict=True))
+    assert not all(
+        torch.allclose(a.values, b.values, rtol=1e-3) for a, b in zip(together, blind, strict=True)
+    )
 
 
 def test_bfloat16_points_the_same_way_and_the_sum_is_float32(model: tr.Model) -> None:
@@ -88,7 +92,8 @@ def test_the_model_is_as_before(model: tr.Model) -> None:
 
 
 @pytest.mark.parametrize(
-    ("layers", "message"), [([0], "layer 0 cannot"), ([4], "layer 4 cannot"), ([], "must be given"), ([1, 1], "once")]
+    ("layers", "message"),
+    [([0], "layer 0 cannot"), ([4], "layer 4 cannot"), ([], "must be given"), ([1, 1], "once")],
 )
 def test_layers_that_cannot_be_pruned_are_refused(model: tr.Model, layers: list[int], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -157,9 +162,7 @@ def test_a_job_cut_off_between_any_two_shards_ends_with_the_same_bytes(
         torch.testing.assert_close(found.of(data[i]), alone.values, rtol=1e-3, atol=1e-7)
 
 
-def test_processes_share_the_shards(
-    model: tr.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_processes_share_the_shards(model: tr.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(targets, "SHARD", 4)
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank, finished in (("1", False), ("0", True)):

@@ -72,7 +72,9 @@ def test_real_pruning_gives_the_same_scores(family: str) -> None:
     ids = [int(i) for i in torch.randint(3, 90, (24,), generator=seeded(family))]
     from twinrun.prune.samples import Sample
 
-    rows = Rows.of([Sample("a", tuple(ids[:20]), tuple(ids[20:])), Sample("b", tuple(ids[:9]), tuple(ids[9:12]))], model)
+    rows = Rows.of(
+        [Sample("a", tuple(ids[:20]), tuple(ids[20:])), Sample("b", tuple(ids[:9]), tuple(ids[9:12]))], model
+    )
     with torch.no_grad():
         done = simulate(model, rows, schedule, Protection(), scorer.score)
     pruned = tr.Pruned(model, scorer, schedule=schedule).score(ids, start=20)
@@ -81,7 +83,9 @@ def test_real_pruning_gives_the_same_scores(family: str) -> None:
     torch.testing.assert_close(done.logits[0, -5:], want.float(), rtol=1e-4, atol=1e-4)
     unpruned = tr.Recompute(model).score(ids, start=20)
     with torch.inference_mode():
-        assert not torch.allclose(done.logits[0, -5:], unpruned.logits.rows(0, 5).float(), rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(
+            done.logits[0, -5:], unpruned.logits.rows(0, 5).float(), rtol=1e-4, atol=1e-4
+        )
 
 
 def test_keeping_everything_changes_nothing(exact: tr.Model) -> None:
@@ -147,7 +151,9 @@ def test_every_scorer_gets_a_gradient_from_the_language_model_loss(exact: tr.Mod
     rows = Rows.of([samples(4)[i] for i in range(4)], exact)
     done = simulate(exact, rows, SCHEDULE, PROTECTION, scorer.score, relaxed(rows, 1.0))
     rows.losses(done.logits).sum().backward()
-    assert all(float(p.grad.abs().sum()) > 0 for p in scorer.parameters() if p.grad is not None and p.ndim > 1)
+    assert all(
+        float(p.grad.abs().sum()) > 0 for p in scorer.parameters() if p.grad is not None and p.ndim > 1
+    )
     assert all(p.grad is not None for p in scorer.parameters())
     hard = simulate(exact, rows, SCHEDULE, PROTECTION, scorer.score)
     assert not hard.logits.requires_grad or torch.autograd.grad(
