@@ -2,8 +2,8 @@
 
 Saliency of retrieval texts whose question stands at the end, then scorers trained end to end with the model frozen,
 measured on held-out texts and placed in the built-in's folder. Seeded and resumable: after a kill, the same command
-goes on. One CPU core, about a quarter of an hour. `--ablation` trains the variants without MSE, without ranking, without
-both, and by regression alone, into the build folder; nothing is placed then.
+goes on. One CPU core, about a quarter of an hour. `--ablation` trains the variants without MSE, without ranking,
+without both, and by regression alone, into the build folder; nothing is placed then.
 """
 
 from __future__ import annotations

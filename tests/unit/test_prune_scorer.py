@@ -107,7 +107,7 @@ def test_the_fingerprint_follows_weights_and_config_not_precision(model: tr.Mode
 
 def test_a_scorer_of_another_model_is_refused(model: tr.Model, tmp_path: Path) -> None:
     place = Scorer.new(model, [1], 4).save(tmp_path)
-    with pytest.raises(ConfigError, match="with fingerprint .* other weights"):
+    with pytest.raises(ConfigError, match=r"with fingerprint .* other weights"):
         Scorer.load(place, tiny_llama(seed=1))
     with pytest.raises(ConfigError, match=r"\(4 layers, width 32\), builtin:amateur has 3 layers"):
         Scorer.load(place, tr.load("builtin:amateur"))

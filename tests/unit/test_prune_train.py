@@ -220,7 +220,8 @@ def test_wrong_requests_are_refused(model: tr.Model, targets: Targets) -> None:
         training(packed, targets)
     for wrong, message in (
         ({"epochs": 0}, "epochs must be at least 1"), ({"warmup": 1.5}, "share of the steps"),
-        ({"sign": "both"}, "unknown sign"), ({"learning_rate": 0.0}, "must be above 0"), ({"noise": -1.0}, "0 or larger"),
+        ({"sign": "both"}, "unknown sign"), ({"learning_rate": 0.0}, "must be above 0"),
+        ({"noise": -1.0}, "0 or larger"),
         ({"lm_weight": 0.0, "mse_weight": 0.0, "rank_weight": 0.0}, "every loss term"),
         ({"offline": True, "mse_weight": 0.0, "rank_weight": 0.0}, "every loss term"),
     ):  # fmt: skip

@@ -114,6 +114,10 @@ def _add_run(group: typer.Typer) -> None:
         from twinrun.trace.trace import trace
 
         fault = None if plant is None else get_fault(plant)
+        if fault is not None and fault.way == "training":
+            raise ConfigError(
+                f"{plant} sits in a training, which has no trace; run `twinrun faults --name {plant}`"
+            )
         side = build_scorer(candidate, tried)
         if fault is not None and fault.way == "diffusion":
             side = build_scorer(candidate, broken_copy(tried))
