@@ -1,4 +1,4 @@
-"""A small training of scorers that a fault can be planted in: the training check judges it, as the verifier a runner."""
+"""A small training of scorers to plant a fault in: the training check judges it, as the verifier judges a runner."""
 
 from __future__ import annotations
 
