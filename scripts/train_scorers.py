@@ -12,8 +12,9 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from builtin_recipe import MODELS, ROOT
@@ -26,6 +27,8 @@ from twinrun.prune.marking import mark
 from twinrun.prune.targets import Targets
 from twinrun.prune.task_samples import TaskSamples, TaskSettings
 from twinrun.prune.train import train
+from twinrun.records.env import environment
+from twinrun.records.write import write_json
 
 
 def new_parser() -> argparse.ArgumentParser:
@@ -44,6 +47,10 @@ def new_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--ablation", action="store_true", help="train and measure every variant; place nothing"
     )
+    parser.add_argument(
+        "--record", type=Path, default=ROOT / "benchmarks" / "results" / "scorer_ablation.json",
+        help="where --ablation writes its numbers",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: %(default)s)")
     for name in ("samples", "held_out", "tokens", "epochs", "seed"):
         flag = f"--{name.replace('_', '-')}"
@@ -60,6 +67,25 @@ def data(model: tr.Model, recipe: ScorerRecipe, split: str) -> TaskSamples:
         begin=recipe.begin, split=split,
     )  # fmt: skip
     return TaskSamples(model, settings)
+
+
+def write_ablation(
+    path: Path, model: tr.Model, recipe: ScorerRecipe, found: dict[str, dict[str, Any]]
+) -> None:
+    """Write what every variant is worth beside the other ways to choose."""
+    other = {name: rates for name, rates in found["full"]["exact"].items() if name != "learned"}
+    record = {
+        "schema": "twinrun.scorer-ablation/1",
+        "model": model.name,
+        "recipe": asdict(recipe),
+        "other": other,
+        "variants": {
+            name: {"exact": report["exact"]["learned"], "prediction": report["prediction"]}
+            for name, report in found.items()
+        },
+        "env": environment(),
+    }
+    write_json(path, record)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,13 +105,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     assert isinstance(targets, Targets)
     assert isinstance(known, Targets)
+    found: dict[str, dict[str, Any]] = {}
     for variant in VARIANTS if args.ablation else ("full",):
         folder = args.build / variant
         scorer = train(model, samples, folder, recipe.settings(variant), targets=targets)
         path = folder / "quality.json"
         if not path.exists():
             path.write_text(json.dumps(measure(model, scorer, held, known, recipe), indent=2) + "\n")
-        print(variant, json.dumps(json.loads(path.read_text())["exact"]), flush=True)
+        found[variant] = json.loads(path.read_text())
+        print(variant, json.dumps(found[variant]["exact"]["learned"]), flush=True)
+    if args.ablation:
+        write_ablation(args.record, model, recipe, found)
     if not (args.no_place or args.ablation):
         name = args.model.removeprefix("builtin:")
         place(args.build / "full", args.out or MODELS / name / "scorer", recipe)
