@@ -23,6 +23,7 @@ from twinrun.cli.common import (
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from twinrun.faults.fault import Fault
     from twinrun.trace.canvas_trace import CanvasTrace
     from twinrun.trace.record import Trace
 
@@ -109,11 +110,10 @@ def _add_run(group: typer.Typer) -> None:
         from contextlib import nullcontext
 
         from twinrun.faults.fault import broken_copy, candidate_for
-        from twinrun.faults.registry import get_fault
         from twinrun.runners.registry import build_scorer
         from twinrun.trace.trace import trace
 
-        fault = None if plant is None else get_fault(plant)
+        fault = None if plant is None else _traceable(plant)
         if fault is not None and fault.way == "training":
             raise ConfigError(
                 f"{plant} sits in a training, which has no trace; run `twinrun faults --name {plant}`"
@@ -167,6 +167,7 @@ def _add_show(group: typer.Typer) -> None:
 
 def agrees(found: Trace | CanvasTrace) -> bool:
     """Whether the runs agree, or part at a tie (a canvas also by design), and the verdict, if there is one, passes."""
+    from twinrun.faults.fault import Fault
     from twinrun.trace.canvas_trace import CanvasTrace
 
     if isinstance(found, CanvasTrace):
@@ -202,6 +203,7 @@ def _drawn(found: Trace | CanvasTrace) -> tuple[RenderableType, str]:
     from twinrun.report.trace_page import render_trace
     from twinrun.report.trace_text import trace_text
     from twinrun.trace.canvas_shown import canvas_shown
+    from twinrun.faults.fault import Fault
     from twinrun.trace.canvas_trace import CanvasTrace
     from twinrun.trace.shown import shown
 
@@ -210,3 +212,16 @@ def _drawn(found: Trace | CanvasTrace) -> tuple[RenderableType, str]:
         return canvas_text(record), render_canvas_trace(record)
     record = shown(found)
     return trace_text(record), render_trace(record)
+
+
+def _traceable(name: str) -> Fault:
+    """The fault called `name`, unless it sits where nothing is traced."""
+    from twinrun.errors import ConfigError
+    from twinrun.faults.registry import get_fault
+
+    fault = get_fault(name)
+    if fault.way == "training":
+        raise ConfigError(
+            f"{name} sits in a training, which has no trace; run `twinrun faults --name {name}`"
+        )
+    return fault
