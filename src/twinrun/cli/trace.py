@@ -167,7 +167,6 @@ def _add_show(group: typer.Typer) -> None:
 
 def agrees(found: Trace | CanvasTrace) -> bool:
     """Whether the runs agree, or part at a tie (a canvas also by design), and the verdict, if there is one, passes."""
-    from twinrun.faults.fault import Fault
     from twinrun.trace.canvas_trace import CanvasTrace
 
     if isinstance(found, CanvasTrace):
@@ -203,7 +202,6 @@ def _drawn(found: Trace | CanvasTrace) -> tuple[RenderableType, str]:
     from twinrun.report.trace_page import render_trace
     from twinrun.report.trace_text import trace_text
     from twinrun.trace.canvas_shown import canvas_shown
-    from twinrun.faults.fault import Fault
     from twinrun.trace.canvas_trace import CanvasTrace
     from twinrun.trace.shown import shown
 
