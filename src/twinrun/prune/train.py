@@ -114,6 +114,7 @@ class Training:
         place = TrainFolder(folder, self._request(), writes=self.group.is_first)
         done = place.restore(self.scorer, self.optimizer)
         place.rewind_log(done)
+        self.scorer.facts["training"] = {**self._request(), "steps": self.steps}
         if (place.folder / FACTS).exists() and done >= self.steps:
             return self.scorer.eval()
         with frozen(self.model):
@@ -125,7 +126,6 @@ class Training:
                     place.save(step + 1, self.scorer, self.optimizer)
         if self.watch.is_open:
             self.watch.judge()
-        self.scorer.facts["training"] = {**self._request(), "steps": self.steps}
         if self.group.is_first:
             self.scorer.save(folder)
         self.group.wait()
