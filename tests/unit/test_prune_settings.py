@@ -84,7 +84,7 @@ def test_bad_settings_are_refused_in_one_line(name: str) -> None:
 
 
 def test_good_settings_are_not() -> None:
-    assert pruned(scorer=Constant()).name == "pruned:learned({1: 0.7, 2: 0.45})"
+    assert pruned(scorer=Constant()).name == "pruned:learned+schedule=1:0.7,2:0.45"
     assert pruned(selector="norm", protect_first=0, protect_last=3).protection.last == 3
 
 
@@ -203,3 +203,44 @@ def test_a_press_scores_the_keys_of_the_layer() -> None:
         p.score_batch([ids(40), ids(20)], [40, 20])
     with pytest.raises(ConfigError, match="int does not score tokens"):
         Press(3, m)
+
+
+NAMED = {
+    "pruned:recency+ratio=0.8+first=1+every=1": {1: 0.8, 2: 0.8**2},
+    "pruned:norm+schedule=1:0.7,2:0.45+protect_first=2+protect_last=0.2": {1: 0.7, 2: 0.45},
+    "pruned:random+schedule=1:30,2:20+protect_last=5": {1: 30, 2: 20},
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_name_builds_the_runner_that_bears_it(name: str) -> None:
+    from twinrun.runners.registry import build_runner
+
+    m = full("llama")
+    p = build_runner(name, m)
+    assert isinstance(p, tr.Pruned)
+    assert p.schedule == Schedule.of(NAMED[name])
+    assert p.name == name
+    assert isinstance(build_runner(p.name, m), tr.Pruned)
+
+
+BAD_NAMES = {
+    "pruned:recensy+schedule=1:0.5": "no selector 'recensy'",
+    "pruned:norm+ration=0.5": "'ration=0.5' is no setting of a pruned runner.*Did you mean 'ratio'",
+    "pruned:norm+ratio=many": "ratio 'many' is no number",
+    "pruned:norm+seed=1.5": "seed '1.5' is no whole number",
+    "pruned:norm+schedule=1-0.5": "is not LAYER:KEEP",
+    "pruned:norm+schedule=1:0.5+ratio=0.9": "gives a schedule and ratio",
+    "pruned:norm+seed=1+seed=2": "sets seed a second time",
+    "pruned+ratio=0.9+first=1": "neither a scorer nor a selector was given",
+    "prunned": "Did you mean 'pruned'",
+}
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_a_bad_name_is_refused_in_one_line(name: str) -> None:
+    from twinrun.runners.registry import build_runner
+
+    with pytest.raises(ConfigError, match=BAD_NAMES[name]) as told:
+        build_runner(name, full("llama"))
+    assert "\n" not in str(told.value)
