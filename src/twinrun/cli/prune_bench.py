@@ -133,7 +133,9 @@ def _sides(
     if scorer is not None and selector not in (None, LEARNED):
         raise ConfigError(f"--scorer and --selector {selector} both say who chooses; give one of them")
     if selector == ORACLE:
-        raise ConfigError("the oracle needs the right answer, which a timed prompt has not; `twinrun prune eval` takes it")
+        raise ConfigError(
+            "the oracle needs the right answer, which a timed prompt has not; `twinrun prune eval` takes it"
+        )
     chosen = LEARNED if scorer is not None else selector or "recency"
     ratios: list[float | None] = [None] if text is not None else [*(keep or KEEP)]
     if text is not None and keep:
@@ -176,5 +178,7 @@ def _report(found: PruningBench, out: str | None, as_json: bool) -> None:
         shown.print(part)
     if out is not None:
         write_bytes(Path(out) / "pruning.png", pruning_curves(record))
-        shown.print(f"written: {out}/rows.jsonl, bench.json, pruning.json, pruning.md, pruning.png", markup=False)
+        shown.print(
+            f"written: {out}/rows.jsonl, bench.json, pruning.json, pruning.md, pruning.png", markup=False
+        )
     emit(record, as_json)

@@ -68,7 +68,9 @@ def register(app: typer.Typer) -> None:
         ] = None,
         mode: Annotated[
             list[str] | None,
-            typer.Option("--mode", help="end: the question is in the pruned prompt; unseen: it follows; repeat"),
+            typer.Option(
+                "--mode", help="end: the question is in the pruned prompt; unseen: it follows; repeat"
+            ),
         ] = None,
         items: Annotated[int, typer.Option(help="items a task and length")] = 50,
         keep: Annotated[
@@ -80,7 +82,9 @@ def register(app: typer.Typer) -> None:
         protect_first: ProtectFirstOption = 4,
         protect_last: ProtectLastOption = 0.1,
         batch: Annotated[int, typer.Option(help="items run together, padded on the left")] = 1,
-        digits: Annotated[int | None, typer.Option(help="digits of a number to find (default: RULER's)")] = None,
+        digits: Annotated[
+            int | None, typer.Option(help="digits of a number to find (default: RULER's)")
+        ] = None,
         answer_tokens: Annotated[
             int | None, typer.Option(help="tokens an answer may have (default: the task's own)")
         ] = None,
@@ -92,7 +96,9 @@ def register(app: typer.Typer) -> None:
         seed: Annotated[int, typer.Option(help="of items, intervals and the random selector")] = 0,
         out: Annotated[
             str | None,
-            typer.Option("--out", "-o", help="folder for answers.N.jsonl, quality.json, quality.md, quality.png"),
+            typer.Option(
+                "--out", "-o", help="folder for answers.N.jsonl, quality.json, quality.md, quality.png"
+            ),
         ] = None,
         resume: Annotated[
             bool, typer.Option("--resume", help="go on with the answers that --out holds")
@@ -149,7 +155,9 @@ def _sides(
     scorer, given = who
     names = given or [*([LEARNED] if scorer is not None else []), *SELECTORS]
     if scorer is not None and LEARNED not in names:
-        raise ConfigError("--scorer is given and no --selector learned uses it; add that, or leave out --scorer")
+        raise ConfigError(
+            "--scorer is given and no --selector learned uses it; add that, or leave out --scorer"
+        )
     schedule = schedule_of(model, *how)
     sides: dict[str, Any] = {NONE: KVCache(model)}
     labels: dict[str, dict[str, Any]] = {NONE: {}}

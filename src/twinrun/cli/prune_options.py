@@ -16,4 +16,6 @@ ScheduleOption = Annotated[
 FirstOption = Annotated[int, typer.Option("--first", help="first layer that prunes, from 0 (with --keep)")]
 EveryOption = Annotated[int, typer.Option("--every", help="layers from one stage to the next (with --keep)")]
 ProtectFirstOption = Annotated[int, typer.Option(help="tokens at the beginning that are never dropped")]
-ProtectLastOption = Annotated[float, typer.Option(help="share of the prompt at its end that is never dropped")]
+ProtectLastOption = Annotated[
+    float, typer.Option(help="share of the prompt at its end that is never dropped")
+]

@@ -91,7 +91,10 @@ def load(
     module = module if spread else module.to(place)
     model = Model(module.eval(), tokenizer or found, name=name)
     why_dtype = "as requested" if wanted is not None else "the precision that the checkpoint is stored in"
-    model.choices = {"dtype": f"{dtype_name(model.dtype)}: {why_dtype}", "device": spread.why or f"{place}: {why_device}"}
+    model.choices = {
+        "dtype": f"{dtype_name(model.dtype)}: {why_dtype}",
+        "device": spread.why or f"{place}: {why_device}",
+    }
     return model
 
 

@@ -110,13 +110,15 @@ def harness_model() -> Any:
                 )
             )
 
-        def tok_encode(
-            self, string: str, add_special_tokens: bool | None = None, **_: Any
-        ) -> list[int]:
+        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
             """Ids of a text; a start token that the text has already is not put before it again."""
             start = getattr(self.tokenizer, "bos_token", None)
-            asked = not (start and string.startswith(start)) if add_special_tokens is None else add_special_tokens
-            return [int(i) for i in self.tokenizer(string, add_special_tokens=asked, verbose=False)["input_ids"]]
+            asked = (
+                not (start and string.startswith(start)) if add_special_tokens is None else add_special_tokens
+            )
+            return [
+                int(i) for i in self.tokenizer(string, add_special_tokens=asked, verbose=False)["input_ids"]
+            ]
 
         def _loglikelihood_tokens(
             self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
@@ -229,7 +231,9 @@ def continuation(
         ConfigError: settings that twinrun's runners do not have (beam search, say).
     """
     stops = _stops(settings.pop("until", None))
-    new_tokens = int(next((settings.pop(k) for k in ("max_gen_toks", "max_new_tokens") if k in settings), otherwise))
+    new_tokens = int(
+        next((settings.pop(k) for k in ("max_gen_toks", "max_new_tokens") if k in settings), otherwise)
+    )
     new_tokens = max(1, min(new_tokens, limit - 1))
     samples = bool(settings.pop("do_sample", False)) and float(settings.get("temperature", 1.0)) > 0
     sampling = {key: settings.pop(key) for key in ("top_k", "top_p", "seed") if key in settings}

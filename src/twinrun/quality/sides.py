@@ -101,12 +101,16 @@ def runner_named(model: Model, name: str, options: Mapping[str, Any]) -> ModelRu
     given = dict(options)
     if name != PRUNED:
         if given:
-            raise ConfigError(f"{', '.join(given)}: only the runner 'pruned' takes these, and this is {name!r}")
+            raise ConfigError(
+                f"{', '.join(given)}: only the runner 'pruned' takes these, and this is {name!r}"
+            )
         return build_runner(name, model)
     scorer = given.pop("scorer", None)
     selector = given.pop("selector", LEARNED if scorer is not None else None)
     if selector is None:
-        raise ConfigError("the runner 'pruned' needs a scorer, or a selector such as random, recency or attention")
+        raise ConfigError(
+            "the runner 'pruned' needs a scorer, or a selector such as random, recency or attention"
+        )
     text, ratio = given.pop("schedule", None), given.pop("keep", None)
     schedule = schedule_of(
         model,

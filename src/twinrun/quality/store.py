@@ -64,7 +64,9 @@ class Store:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise ConfigError(f"cannot write {self._own}: {error.strerror or error}; choose another --out") from error
+            raise ConfigError(
+                f"cannot write {self._own}: {error.strerror or error}; choose another --out"
+            ) from error
 
     def all(self) -> dict[Place, dict[str, Any]]:
         """Return the answers of all processes, those from before included; the same on each."""

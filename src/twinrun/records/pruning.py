@@ -46,7 +46,12 @@ class PruningBench:
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain JSON types; the sweep stands in bench.json."""
-        return {"request": self.sweep.request, "passed": self.passed, "rows": self.rows, "paper_keep": PAPER_KEEP}
+        return {
+            "request": self.sweep.request,
+            "passed": self.passed,
+            "rows": self.rows,
+            "paper_keep": PAPER_KEEP,
+        }
 
     def to_markdown(self) -> str:
         """Return the tables and the notes as Markdown."""

@@ -25,7 +25,10 @@ def pruning_tables(record: Row) -> list[Table]:
         place = f"{row['length']:,}"
         if row["length"] != before:
             base = row["baseline"]
-            found["speed"] += [[place, first, _word(base), *["1" if _timed(base) else NONE] * 2], *_again(place, first, row)]
+            found["speed"] += [
+                [place, first, _word(base), *["1" if _timed(base) else NONE] * 2],
+                *_again(place, first, row),
+            ]
             found["time"].append([place, first, *_times(base)])
             found["cost"].append([place, first, *_cost_of_base(base)])
         before = row["length"]
@@ -62,7 +65,9 @@ def pruning_markdown(record: Row) -> str:
     parts = [f"# {record['request']['model']}"]
     for title, heads, rows in pruning_tables(record):
         lines = [heads, ["---"] * 3 + ["---:"] * (len(heads) - 3), *rows]
-        parts.append(f"**{title}**\n\n" + "\n".join("| " + " | ".join(map(_safe, line)) + " |" for line in lines))
+        parts.append(
+            f"**{title}**\n\n" + "\n".join("| " + " | ".join(map(_safe, line)) + " |" for line in lines)
+        )
     parts.append("\n".join(f"- {_safe(note)}" for note in pruning_notes(record)))
     return "\n\n".join(parts) + "\n"
 
@@ -87,7 +92,8 @@ def _again(place: str, first: str, row: Row) -> list[list[str]]:
     if noise["prefill"] is None:
         return []
     factors = [
-        _factor(*(noise[part][f"ratio_{k}"] for k in ("median", "p10", "p90"))) for part in ("prefill", "total")
+        _factor(*(noise[part][f"ratio_{k}"] for k in ("median", "p10", "p90")))
+        for part in ("prefill", "total")
     ]
     return [[place, f"{first} again (A/A)", "noise", *factors]]
 
@@ -151,5 +157,3 @@ def _peak(side: Row) -> int | None:
 
 def _safe(text: str) -> str:
     return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
-
-

@@ -19,9 +19,7 @@ from twinrun.tasks.longbench_rouge import edit_similarity, rouge_l
 Metric = Callable[[str, str, Sequence[str]], float]
 """Called with (prediction, reference, all classes of the task)."""
 
-ZH_PUNCTUATION = (
-    "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."  # noqa: RUF001  these are what is removed
-)
+ZH_PUNCTUATION = "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."  # noqa: RUF001  these are what is removed
 
 
 def qa_f1(prediction: str, reference: str, _classes: Sequence[str] = ()) -> float:
