@@ -134,9 +134,9 @@ def test_eval_shows_both_modes_apart(folder: str, capsys: pytest.CaptureFixture[
 
 
 REFUSED = {
-    "no selector": (["eval", "--selector", "rndom"], "no selector 'rndom'"),
+    "no selector": (["eval", "--selector", "rndom", "--first", "1"], "no selector 'rndom'"),
     "no scorer": (
-        ["eval", "--selector", "learned"],
+        ["eval", "--selector", "learned", "--first", "1"],
         "needs trained scorers; give their folder (--scorer DIR)",
     ),
     "unused scorer": (["eval", "--selector", "random", "--scorer", "x"], "no --selector learned uses it"),

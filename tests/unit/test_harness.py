@@ -33,7 +33,8 @@ KINDS = {
     "generate_until": (
         "{{q}}",
         "{{choices[0]}}",
-        'generation_kwargs: {until: ["\\n", "9"], max_gen_toks: 5, do_sample: false}\nmetric_list: [{metric: exact_match}]',
+        'generation_kwargs: {until: ["\\n", "9"], max_gen_toks: 5, do_sample: false}\n'
+        "metric_list: [{metric: exact_match}]",
     ),
     "loglikelihood_rolling": (
         "",

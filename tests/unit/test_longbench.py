@@ -168,7 +168,7 @@ def test_what_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         longbench_items("qaspar", tmp_path)
     with pytest.raises(ConfigError, match=r"has no qasper.jsonl"):
         longbench_items("qasper", tmp_path)
-    with pytest.raises(ConfigError, match="no folder, zip or .jsonl"):
+    with pytest.raises(ConfigError, match=r"no folder, zip or \.jsonl"):
         longbench_items("qasper", tmp_path / "nowhere")
     monkeypatch.setattr(lb, "HUB", "")
     with pytest.raises(MissingBackendError, match="cannot be fetched from the hub"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,12 @@ def test_requests_that_cannot_be_are_refused(folder: str, monkeypatch: pytest.Mo
     with pytest.raises(UnsupportedModelError, match="read by twinrun's own code"):
         Spread(tp_plan="auto", processes=2).check({"model_type": "llada"}, "m")
     assert not Spread.of(None, None, "cpu")
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
 def launched(
@@ -93,7 +100,7 @@ def test_processes_share_an_evaluation_and_give_the_result_of_one(folder: str, t
         "--dynamo_backend",
         "no",
     )
-    launcher = ("accelerate.commands.launch", "--multi_gpu", "--main_process_port", "0", *many)
+    launcher = ("accelerate.commands.launch", "--multi_gpu", "--main_process_port", free_port(), *many)
     launched(tmp_path, *asked, "--out", "two", launcher=launcher)
     done = subprocess.run(
         [sys.executable, *asked, "--out", "one"],

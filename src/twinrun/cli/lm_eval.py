@@ -10,9 +10,9 @@ EPILOG = """Everything behind the command is the harness's own; twinrun only add
 
 twinrun lm-eval run --model twinrun --model_args pretrained=./model,runner=single-pass --tasks arc_easy
 
-twinrun lm-eval run --model twinrun --model_args pretrained=./model,runner=pruned,scorer=./scorers,keep=0.9 --tasks gsm8k
+twinrun lm-eval run --model twinrun --model_args pretrained=./model,runner=pruned,scorer=./scorers --tasks gsm8k
 
-twinrun lm-eval run --model twinrun --model_args pretrained=./model,runner=pruned,selector=random,schedule=4:0.7/7:0.5 --tasks mine --include_path ./tasks
+twinrun lm-eval run --model twinrun --model_args pretrained=./model,runner=pruned,selector=norm,schedule=4:0.7/7:0.5
 
 Exit code 2: bad request; 3: the harness is not installed (pip install 'twinrun\\[lm-eval]')."""
 

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 EPILOG = """Examples:
 
-twinrun prune eval builtin:expert --task niah_single --lengths 128 --items 2 --selector random --schedule 1:0.5 --answer-tokens 8
+twinrun prune eval builtin:expert --task niah_single --lengths 256 --items 2 --selector random --schedule 1:0.5
 
-twinrun prune eval Qwen/Qwen2.5-7B-Instruct --scorer scorers --selector learned --selector random --selector recency --task ruler --lengths 4096 --out quality
+twinrun prune eval Qwen/Qwen2.5-7B-Instruct --scorer scorers --task ruler --lengths 4096 8192 --out quality
 
 twinrun prune eval ./model --task longbench:multi_news --data LongBench/data --lengths 3500 --keep 0.8
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -70,7 +70,7 @@ class Spread:
         """
         if not self:
             return
-        if is_translated(config):
+        if is_translated(dict(config)):
             raise UnsupportedModelError(
                 f"{name} is read by twinrun's own code, which puts it on one device; leave out device_map and tp_plan"
             )
@@ -87,9 +87,9 @@ class Spread:
     def options(self) -> dict[str, Any]:
         """Arguments of `from_pretrained`."""
         if self.tp_plan is not None:
-            from transformers.distributed import DistributedConfig
+            from transformers import DistributedConfig
 
-            return {"distributed_config": DistributedConfig(tp_plan=self.tp_plan)}
+            return {"distributed_config": DistributedConfig(tp_plan=cast("Any", self.tp_plan))}
         return {} if self.device_map is None else {"device_map": self.device_map}
 
 

@@ -194,7 +194,7 @@ def _lines(name: str, side: Any, lot: Sequence[Item]) -> Iterator[dict[str, Any]
 def _shared(team: Team, refusals: Refusals) -> Refusals:
     """Refusals of all processes."""
     rows = team.gather([(place, refusal.status, refusal.reason) for place, refusal in refusals.items()])
-    return {tuple(place): Refusal(status, reason) for place, status, reason in rows}  # type: ignore[misc]  # a tuple of unknown length
+    return {tuple(place): Refusal(status, reason) for place, status, reason in rows}
 
 
 def _record(

@@ -21,6 +21,7 @@ from twinrun.runners.runner import ModelRunner
 
 NAME = "twinrun"
 DEFAULT_LENGTH, DEFAULT_NEW_TOKENS = 2048, 256
+SAMPLING: tuple[str, ...] = ("top_k", "top_p", "seed")
 LOADING = ("dtype", "device", "attention", "trust_remote_code", "revision")
 """Arguments that `twinrun.load` takes; what else is not the harness's belongs to the runner."""
 
@@ -52,7 +53,8 @@ def harness_model() -> Any:
             max_length: longest text in tokens; default: the model's context.
             max_gen_toks: tokens of an answer where a task names none.
             **options: dtype, device, attention, revision, trust_remote_code; for `pruned` also scorer, selector,
-                schedule (pairs separated by slashes: 4:0.9/7:0.81), keep, first, every, protect_first, protect_last, seed.
+                schedule (pairs separated by slashes: 4:0.9/7:0.81), keep, first, every, protect_first, protect_last,
+                seed.
         """
 
         def __init__(
@@ -236,7 +238,7 @@ def continuation(
     )
     new_tokens = max(1, min(new_tokens, limit - 1))
     samples = bool(settings.pop("do_sample", False)) and float(settings.get("temperature", 1.0)) > 0
-    sampling = {key: settings.pop(key) for key in ("top_k", "top_p", "seed") if key in settings}
+    sampling: dict[str, Any] = {key: settings.pop(key) for key in SAMPLING if key in settings}
     temperature = float(settings.pop("temperature", 1.0))
     if settings:
         raise ConfigError(
@@ -249,12 +251,8 @@ def continuation(
         text = runner.model.decode(written) or ""
         return any(stop in text for stop in stops)
 
-    run = runner.generate(
-        list(prompt)[-(limit - new_tokens) :],
-        new_tokens,
-        observe,
-        **({"temperature": temperature, **sampling} if samples else {}),
-    )
+    chosen: dict[str, Any] = {"temperature": temperature, **sampling} if samples else {}
+    run = runner.generate(list(prompt)[-(limit - new_tokens) :], new_tokens, observe, **chosen)
     text = (run.texts or [""])[0]
     for stop in stops:
         text = text.split(stop)[0]

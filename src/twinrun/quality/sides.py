@@ -66,7 +66,8 @@ def pruned_side(
 
     Args:
         model: what `twinrun.load` returns.
-        selector: "learned" (takes `scorer`), "oracle" (for evaluations, which know the answers), or what `Pruned` takes.
+        selector: "learned" (takes `scorer`), "oracle" (for evaluations, which know the answers), or what `Pruned`
+            takes.
         schedule: how much is kept where.
         scorer: folder of trained scorers, or builtin:NAME.
         **settings: protect_first, protect_last, seed.
@@ -93,7 +94,7 @@ def stages_json(schedule: Schedule) -> dict[str, float | int]:
 
 
 def runner_named(model: Model, name: str, options: Mapping[str, Any]) -> ModelRunner:
-    """Build any causal runner by name; "pruned" takes selector, scorer, schedule, keep, first, every and `Pruned`'s own.
+    """Build any causal runner by name; "pruned" takes selector, scorer, schedule, keep, first, every, `Pruned`'s own.
 
     Raises:
         ConfigError: an unknown name, or options of a runner that has none.

@@ -78,8 +78,11 @@ def _place(line: Mapping[str, Any]) -> Place:
 
 
 def _read(place: Path, *, mend: bool) -> list[dict[str, Any]]:
-    """Read whole lines. A last one without its line break was being written when the run was killed: it is left out,
-    and cut off where this process goes on writing."""
+    """Read whole lines.
+
+    A last one without its line break was being written when the run was killed: it is left out, and cut off where this
+    process goes on writing.
+    """
     raw = place.read_bytes()
     whole = raw[: raw.rfind(b"\n") + 1]
     if mend and len(whole) < len(raw):

@@ -1,4 +1,4 @@
-"""The record of a sweep over pruned prompts: Table 2 of SDTP, derived from the sweep's own rows and from nothing else."""
+"""The record of a sweep over pruned prompts: Table 2 of SDTP, derived from the rows of the sweep and nothing else."""
 
 from __future__ import annotations
 

@@ -47,13 +47,13 @@ def pruning_notes(record: Row, sweep: Row | None = None) -> list[str]:
     """What the tables must not be read without; `sweep` is the record of `twinrun.bench` behind them."""
     request = record["request"]
     found = [
-        f"every side asks for the logits of the last token alone and writes {request['new_tokens']} tokens, end of text "
-        "ignored; times are medians, factors medians of paired rounds with p10 to p90",
-        "kept: prompt tokens in the cache of the last layer; mean keep, mean keep²: over the layers, what the linear and "
-        f"the quadratic part of the operations fall to (the paper's: {PAPER_KEEP['mean_keep']}, "
+        f"every side asks for the logits of the last token alone and writes {request['new_tokens']} tokens, end of "
+        "text ignored; times are medians, factors medians of paired rounds with p10 to p90",
+        "kept: prompt tokens in the cache of the last layer; mean keep, mean keep²: over the layers, what the linear "
+        f"and the quadratic part of the operations fall to (the paper's: {PAPER_KEEP['mean_keep']}, "
         f"{PAPER_KEEP['mean_keep_squared']})",
-        "allow: operations of the whole prompt's prefill over those of the pruned one, counted by torch, scorers included "
-        "(all attended pairs, the masked half too); reached: measured factor of the prefill over that",
+        "allow: operations of the whole prompt's prefill over those of the pruned one, counted by torch, scorers "
+        "included (all attended pairs, the masked half too); reached: measured factor of the prefill over that",
         "paper: Table 2 of arXiv 2504.04514 (Mistral-7B on a GPU, keep ratio 0.9), prefill and end to end",
     ]
     refused = [_refused(row) for row in record["rows"] if not _timed(row["pruned"])]
@@ -151,8 +151,10 @@ def _saved(share: float | None) -> str:
 
 
 def _peak(side: Row) -> int | None:
-    found = side["cuda_peak_bytes"]
-    return side["tensor_peak_bytes"] if found is None else found
+    found: int | None = side["cuda_peak_bytes"]
+    if found is None:
+        found = side["tensor_peak_bytes"]
+    return found
 
 
 def _safe(text: str) -> str:

@@ -77,8 +77,8 @@ def quality_notes(record: dict[str, Any]) -> list[str]:
     notes = [
         f"{request['items']} items a task and length, seed {request['seed']}, greedy, batch {request['batch']}; "
         f"{request['dtype']}",
-        "score: RULER's share of references found; LongBench's own metric of each task; in percent. In brackets: answers "
-        "that are exact",
+        "score: RULER's share of references found; LongBench's own metric of each task; in percent. In brackets: "
+        "answers that are exact",
         "kept: mean over the layers of the prompt tokens in the cache after the prefill, then in the last layer",
         INTERVALS,
     ]

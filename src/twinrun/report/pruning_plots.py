@@ -1,4 +1,4 @@
-"""Curves of a sweep over pruned prompts: how many times as fast, along the length of the prompt, beside what is allowed."""
+"""Curves of a sweep over pruned prompts: how many times as fast, by length of the prompt, and what is allowed."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def longbench_items(task: str, data: str | Path, limit: int | None = None) -> li
         MissingBackendError: "hub", and it cannot be reached.
     """
     kind = longbench_task(task)
-    found = []
+    found: list[LongItem] = []
     for number, line in enumerate(_lines(task, data), 1):
         if limit is not None and len(found) >= limit:
             break
