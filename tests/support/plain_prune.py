@@ -1,8 +1,8 @@
 """A slow oracle of prompt pruning: every token through every layer, dropped ones masked out of full attention.
 
-Written out plainly for decoders of the Llama kind (Llama, Mistral, Qwen2, Qwen3, Gemma), one row, no cache, no batch. It
-shares no code with the subject: projections, rotary angles from original positions, softmax and masks are its own. What
-it is told is which positions each stage kept.
+Written out plainly for decoders of the Llama kind (Llama, Mistral, Qwen2, Qwen3, Gemma), one row, no cache, no batch.
+It shares no code with the subject: projections, rotary angles from original positions, softmax and masks are its own.
+What it is told is which positions each stage kept.
 
 `wrong` spoils one place: "positions" renumbers what was kept, "late" drops one layer too late.
 """
@@ -131,8 +131,13 @@ class MaskedOut:
 
     name = "masked-out"
 
-    def __init__(self, model: Any, kept: Mapping[tuple[int, ...], Kept]) -> None:
+    def __init__(self, model: Any, kept: Mapping[tuple[int, ...], Kept], attention: str = "eager") -> None:
         self.model, self._kept, self.model_name = model, kept, model.name
+        self._attention = attention
+
+    @property
+    def module(self) -> Any:
+        return self.model.core
 
     @property
     def dtype(self) -> str:
@@ -143,35 +148,43 @@ class MaskedOut:
 
     def score(self, tokens: Sequence[int], start: int) -> Tensor:
         kept, count = self._kept[tuple(tokens[:start])], len(tokens)
-        layers = self.model.layout.layers
-        handles, now = [], list(range(count))
+        layers, device = self.model.layout.layers, self.model.device
+        handles, visible = [], torch.ones(count, dtype=torch.bool)
         for index, layer in enumerate(layers):
-            now = [*kept[index], *range(start, count)] if index in kept else now
-            handles.append(layer.register_forward_pre_hook(_masking(now, count), with_kwargs=True))
+            if index in kept:
+                visible = torch.arange(count) >= start
+                visible[list(kept[index])] = True
+            hook = _masking(visible.to(device), is_float=self._attention == "eager")
+            handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
         config, kind = self.model.config, self.model.config._attn_implementation
         try:
-            config._attn_implementation = "eager"
+            config._attn_implementation = self._attention
             with torch.inference_mode():
-                out = self.model.core(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits[0]
+                out = self.model.core(
+                    input_ids=torch.tensor([list(tokens)], device=device),
+                    use_cache=False,
+                    logits_to_keep=count - start + 1,
+                )
         finally:
             config._attn_implementation = kind
             for handle in handles:
                 handle.remove()
-        found: Tensor = out[start - 1 :]
+        found: Tensor = out.logits[0, start - 1 - count :]
         return found
 
 
-def _masking(visible: list[int], count: int) -> Any:
-    hidden = torch.ones(count, count, dtype=torch.bool)
-    for row in range(count):
-        for column in visible:
-            if column <= row:
-                hidden[row, column] = False
-        hidden[row, row] = False
+def _masking(visible: Tensor, *, is_float: bool) -> Any:
+    at = torch.arange(len(visible), device=visible.device)
+    # A dropped token still sees itself; nobody else sees it.
+    seen = (at[None] <= at[:, None]) & (visible[None] | (at[None] == at[:, None]))
 
     def hook(_layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        dtype = args[0].dtype
-        mask = torch.zeros(1, 1, count, count, dtype=dtype).masked_fill(hidden, torch.finfo(dtype).min)
+        mask = seen[None, None]
+        if is_float:
+            dtype = args[0].dtype
+            mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(
+                ~mask, torch.finfo(dtype).min
+            )
         if "attention_mask" in kwargs:
             return args, {**kwargs, "attention_mask": mask}
         return (*args[:2], mask, *args[3:]), kwargs  # GPT-2 hands it over as the third argument

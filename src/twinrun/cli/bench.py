@@ -164,12 +164,12 @@ def _sides(
 ) -> dict[str, Any]:
     from twinrun.errors import ConfigError, near_names
     from twinrun.models.tokenizers import check_same_tokens
-    from twinrun.runners.registry import ALIASES, RUNNERS, build_runner, refuse_canvas
+    from twinrun.runners.registry import ALIASES, RUNNERS, build_runner, is_pruned, refuse_canvas
 
     bare = [ALIASES.get(n.removesuffix(SECOND), n.removesuffix(SECOND)) for n in names]
     for name in bare:  # before weights are read
         refuse_canvas(name)
-        if name not in RUNNERS:
+        if name not in RUNNERS and not is_pruned(name):
             raise ConfigError(
                 f"no runner named {name!r}.{near_names(name, RUNNERS)} `twinrun runners` lists all {len(RUNNERS)}"
             )

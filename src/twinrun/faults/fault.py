@@ -12,6 +12,7 @@ from twinrun.errors import ConfigError, UnsupportedModelError
 from twinrun.models.model import Model
 from twinrun.runners.kvcache import KVCache
 from twinrun.runners.recompute import Recompute
+from twinrun.runners.registry import build_runner, is_pruned
 from twinrun.runners.runner import ModelScorer
 from twinrun.runners.singlepass import SinglePass
 
@@ -132,9 +133,16 @@ def candidate_for(fault: Fault, model: Model, runner: str | None = None) -> Any:
         from twinrun.faults.canvas_runners import build_canvas_runner
 
         return build_canvas_runner(name, own)
+    if is_pruned(name):
+        return build_runner(name, own)
     if name == "recompute":
         return Recompute(own)
     return SinglePass(own) if name == "single-pass" else KVCache(own, cache=name.partition(":")[2])
+
+
+def trusted_side(name: str, model: Model) -> Any:
+    """What a runner called `name` is held against: plain recomputation, or, for one that prunes, the same runner."""
+    return build_runner(name, model) if is_pruned(name) else Recompute(model)
 
 
 def always(_model: Model) -> str | None:

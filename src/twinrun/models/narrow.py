@@ -30,9 +30,13 @@ def wants_width(core: nn.Module, layout: Layout) -> bool:
     return False
 
 
-def widened(output: Any, width: int) -> Any:
-    """Output of a layer with its hidden states at the right end of `width` tokens, zeros before them."""
+def widened(output: Any, width: int, real: Tensor) -> Any:
+    """Output of a layer with its hidden states at the right end of `width` tokens, zeros before them and in padding.
+
+    `real` is `[rows, tokens]` bool, False for padding, so that a row looks the same alone and in a batch.
+    """
     hidden: Tensor = output if isinstance(output, Tensor) else output[0]
+    hidden = hidden.masked_fill(~real.to(hidden.device)[..., None], 0.0)
     return with_hidden(output, pad(hidden, (0, 0, width - hidden.shape[1], 0)))
 
 

@@ -16,9 +16,8 @@ from twinrun.models.narrow import wants_width, widened
 from twinrun.prune.passing import Call, LaterPass, PrefillPass, Rule
 from twinrun.prune.prefill import Prefill
 from twinrun.prune.prompt import Prompt
+from twinrun.records.dropped import NOTE
 
-NOTE = "_twinrun_prefill"
-"""Attribute of a cache that holds the record of the prefill which filled it; it is copied with the cache."""
 _ATTACHED: WeakSet[nn.Module] = WeakSet()
 
 
@@ -31,7 +30,7 @@ class Hooks:
         self._now: PrefillPass | LaterPass | None = None
         self._wants_width = wants_width(model.core, model.layout)
         self._rows_asked = 1
-        self._extends = False
+        self._extends = self._is_paused = False
         self.replay: Sequence[Tensor] = ()
         """Columns to keep, by stage, instead of choosing; for the next prefill of the same rows."""
         self.last: Prefill | None = None
@@ -89,11 +88,22 @@ class Hooks:
         finally:
             self.replay = ()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside the block forwards are not looked at."""
+        before, self._is_paused = self._is_paused, True
+        try:
+            yield
+        finally:
+            self._is_paused = before
+
     def _clear(self) -> None:
         self._now, self._rows_asked = None, 1
 
     def _ask(self, named: dict[str, Any]) -> None:
         """Note how many rows of logits the caller wants; refuse what pruned rows cannot give."""
+        if self._is_paused:
+            return
         if named.get("labels") is not None:
             raise ConfigError(
                 "a loss over a pruned prompt has no meaning, its tokens are gone; drop `labels`"
@@ -105,6 +115,8 @@ class Hooks:
 
     def _begin(self, named: dict[str, Any]) -> None:
         """Before a body runs: a prompt, or what follows one."""
+        if self._is_paused:
+            return
         cache = cache_of(named)
         if cached_tokens(cache):
             self._now = self._later(named, cache)
@@ -168,7 +180,7 @@ class Hooks:
         now = self._now
         if not isinstance(now, PrefillPass) or now.does_nothing:
             return None
-        return widened(output, now.record.width)
+        return widened(output, now.record.width, now.real)
 
     def _end(self, *_: Any) -> None:
         self._clear()

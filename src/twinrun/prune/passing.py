@@ -83,10 +83,17 @@ class PrefillPass:
             lengths=prompt.lengths,
             width=prompt.width,
             selector=rule.selector.name,
-            num_layers=rule.num_layers,
+            promised=tuple(
+                rule.schedule.lengths(rule.num_layers, length, rule.protection) for length in prompt.lengths
+            ),
             replayed=bool(replay),
         )
         self.does_nothing = all(keep == prompt.lengths for keep in self._keep.values())
+
+    @property
+    def real(self) -> Tensor:
+        """`[rows, tokens]` bool of the tokens that are left, False for padding."""
+        return self._positions >= 0
 
     def enter(self, call: Call) -> dict[str, Any]:
         """Arguments that this layer gets instead of its own; empty where it sees every token."""

@@ -65,6 +65,7 @@ class Prefill:
         width: columns of the batch, padding counted.
         selector: name of what scored.
         num_layers: layers of the model.
+        promised: tokens of each row that each layer is to see, by the schedule.
         stages: one record a stage; empty where the prompt was too short to prune, and then nothing was touched.
         replayed: whether the choice was taken over from an earlier prefill of the same rows, not made anew.
     """
@@ -72,9 +73,15 @@ class Prefill:
     lengths: tuple[int, ...]
     width: int
     selector: str
-    num_layers: int
+    promised: tuple[tuple[int, ...], ...]
     stages: list[StageLog] = field(default_factory=list)
     replayed: bool = False
+
+    @property
+    def dropped(self) -> tuple[int, ...]:
+        """Slots that each layer of the cache is to have less than the prompt has columns."""
+        longest = max(self.lengths)
+        return tuple(longest - max(row) for row in zip(*self.promised, strict=True))
 
     @property
     def is_untouched(self) -> bool:
@@ -85,7 +92,7 @@ class Prefill:
         """Real tokens of one row that each layer saw."""
         kept = {stage.layer: stage.kept[row] for stage in self.stages}
         found, now = [], self.lengths[row]
-        for layer in range(self.num_layers):
+        for layer in range(len(self.promised[row])):
             now = kept.get(layer, now)
             found.append(now)
         return tuple(found)
@@ -104,6 +111,7 @@ class Prefill:
         return {
             "selector": self.selector,
             "prompt_tokens": list(self.lengths),
+            "dropped_slots": list(self.dropped),
             "replayed": self.replayed,
             "stages": [
                 {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +17,7 @@ from twinrun.prune.prefill import Prefill, choices_of
 from twinrun.prune.protection import Protection
 from twinrun.prune.refusals import refuse_model
 from twinrun.prune.schedule import Schedule
+from twinrun.prune.scorer import Scorer
 from twinrun.prune.selector import Selector
 from twinrun.prune.selectors.named import build_selector
 from twinrun.records.run import Observer, Run
@@ -33,7 +35,7 @@ class Pruned(KVCache):
 
     Args:
         model: what `twinrun.load` returns: a causal model with full attention in every layer.
-        scorer: trained scorers; None where `selector` is given.
+        scorer: trained scorers, or the folder of such; None where `selector` is given.
         selector: "random", "recency", "norm", "attention", "press:NAME", or an object with `name` and `score(seen)`.
         schedule: `{layer: keep}` or a `Schedule`; None is the paper's, `Schedule.geometric(num_layers)`.
         protect_first: tokens at the beginning of each prompt that are never dropped.
@@ -80,6 +82,8 @@ class Pruned(KVCache):
         self.schedule = Schedule.geometric(depth) if schedule is None else Schedule.of(schedule)
         self.schedule.check(depth)
         self.protection = Protection(first=protect_first, last=protect_last)
+        if isinstance(scorer, (str, Path)):
+            scorer = Scorer.load(scorer, model)
         self.selector = build_selector(selector, scorer, model, seed)
         check = getattr(self.selector, "check", None)
         if callable(check):
@@ -100,13 +104,24 @@ class Pruned(KVCache):
     @property
     def name(self) -> str:
         """How records call this runner."""
-        stages = ", ".join(f"{stage.layer}: {stage.keep:.4g}" for stage in self.schedule.stages)
-        return f"{self.kind}:{self.selector.name}({{{stages}}})"
+        words = [self.schedule.words(len(self.model.layout.layers))]
+        for key, value in (("first", self.protection.first), ("last", self.protection.last)):
+            if value != getattr(Protection(), key):
+                words.append(f"protect_{key}={value!r}")
+        return "+".join([f"{self.kind}:{self.selector.name}", *words])
 
     @property
     def last(self) -> Prefill | None:
         """Record of the newest prefill."""
         return self._hooks.last
+
+    def prune_log(self) -> dict[str, Any] | None:
+        """What the newest prefill did, as plain JSON types, for a trace; None before the first.
+
+        Raises:
+            NonFiniteError: a score is NaN or infinite.
+        """
+        return None if self.last is None else self.last.to_json()
 
     @contextmanager
     def attached(self, *, extend: bool = False) -> Iterator[Pruned]:
@@ -130,6 +145,12 @@ class Pruned(KVCache):
         """
         with self._hooks.attached(extend=extend):
             yield self
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside the block forwards run as if nothing were attached: unpruned, with caches of their own."""
+        with self._hooks.paused():
+            yield
 
     @contextmanager
     def _running(self) -> Iterator[None]:

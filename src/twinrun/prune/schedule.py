@@ -134,6 +134,21 @@ class Schedule:
         """Indices of the layers that prune."""
         return tuple(stage.layer for stage in self.stages)
 
+    def words(self, num_layers: int) -> str:
+        """The settings from which the name of a runner builds this schedule again (`twinrun.prune.named`).
+
+        Example:
+            >>> Schedule.geometric(32).words(32), Schedule.of({4: 0.9, 9: 256}).words(32)
+            ('ratio=0.9+first=4+every=3', 'schedule=4:0.9,9:256')
+        """
+        first, step = self.stages[0], 3
+        if len(self.stages) > 1:
+            step = self.stages[1].layer - first.layer
+        is_share = isinstance(first.keep, float)
+        if is_share and self == Schedule.geometric(num_layers, first.keep, first.layer, step):
+            return f"ratio={first.keep!r}+first={first.layer}+every={step}"
+        return "schedule=" + ",".join(f"{s.layer}:{s.keep!r}" for s in self.stages)
+
     def check(self, num_layers: int) -> None:
         """Refuse stages beyond the last layer of a model.
 

@@ -15,7 +15,7 @@ from twinrun.records.run import Step
 from twinrun.records.scores import Scores
 from twinrun.trace.step import Scored, TracedStep
 from twinrun.verify.recorder import visible_keys
-from twinrun.verify.watch import Forward, Watch, by_name, layer_lengths, token_embedding, watching
+from twinrun.verify.watch import Forward, Watch, by_name, stored_lengths, token_embedding, watching
 
 Level = Literal["steps", "fingerprints", "states"]
 LEVELS: tuple[Level, ...] = ("steps", "fingerprints", "states")
@@ -79,7 +79,7 @@ class Recorder:
                 now is None
                 or not isinstance(tensor, Tensor)
                 or tensor.ndim != 3
-                or tensor.shape[1] != now.width
+                or not self._scored(now) <= tensor.shape[1] <= now.width  # fewer: a pruned prompt
             ):
                 return
             rows = tensor[0, -self._scored(now) :]
@@ -102,7 +102,7 @@ class Recorder:
             first=max(0, first),
             last=last,
             position_ids=None if given is None else (int(given[0]), int(given[-1])),
-            cache=layer_lengths(cache),
+            cache=stored_lengths(cache),
             keys=self._keys,
             rows=rows,
         )

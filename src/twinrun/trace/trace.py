@@ -179,6 +179,8 @@ def _run(
             record.tokens, record.finish = text[len(record.prompt) :], "forced"
     record.seconds = time.perf_counter() - began
     record.steps = recorder.steps
+    log = getattr(side, "prune_log", None)
+    record.prune = log() if callable(log) else None
     record.text = side.model.decode(record.tokens)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from twinrun.numerics.fingerprint import DIMS, fingerprints
+from twinrun.records.dropped import dropped_slots
 from twinrun.verify.activations import Activations, Row, Slot, as_rows, flatten
 from twinrun.verify.watch import Forward, Watch, by_name, watching
 
@@ -159,6 +160,8 @@ class _Recorder:
     def _lay_out(self, now: Forward, tensor: Tensor) -> list[_Waiting]:
         """Cut out the fresh rows; the first place of each says where they stand, without a slot."""
         rows = as_rows(tensor, len(now.starts), now.width)
+        if rows is None and self._is_narrow(now, tensor):
+            rows = as_rows(tensor[:, -1:], len(now.starts), now.width)  # the last token is always kept
         if rows is None:
             return []
         found = []
@@ -175,6 +178,11 @@ class _Recorder:
             self.bytes += own.numel() * own.element_size()
         self.waiting += found
         return found
+
+    def _is_narrow(self, now: Forward, tensor: Tensor) -> bool:
+        """Whether these are the tokens that a schedule left of a prompt; which they are only the last of them says."""
+        widths = {now.width - n for n in dropped_slots(self.watch.asked.get("past_key_values")) if n}
+        return not any(now.cache) and tensor.ndim == 3 and tensor.shape[1] in widths
 
     def _flush(self) -> None:
         """Project everything that waits, tensors of one width and precision together."""

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from twinrun.records.dropped import dropped_slots
+
 
 @dataclass(slots=True)
 class Forward:
@@ -32,6 +34,8 @@ class Forward:
     slots: tuple[int, ...]
     """Slots of each layer of the cache, -1 where it grows: no more keys than these can be read."""
     pads: list[int]
+    dropped: tuple[int, ...] = ()
+    """Slots that each layer was spared by a pruned prefill; empty where nothing was."""
     strays: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Row -> (position, id) of the first slot that was fed another id than the text has there."""
     behind: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -88,6 +92,7 @@ class Watch:
             cache=cache,
             slots=_slots(by_name.get("past_key_values")),
             pads=pads,
+            dropped=dropped_slots(by_name.get("past_key_values")),
         )
         if self.rows is not None:
             self._prove(now, ids)
@@ -144,7 +149,16 @@ def _first_difference(row: list[int], fed: list[int], start: int) -> int | None:
 
 
 def layer_lengths(cache: Any) -> tuple[int, ...]:
-    """Tokens that each layer of a transformers cache has seen; empty for None or another kind of cache."""
+    """Tokens that each layer of a transformers cache has seen; empty for None or another kind of cache.
+
+    A layer from which a schedule dropped tokens counts them in: it stands for the whole text.
+    """
+    stored, dropped = stored_lengths(cache), dropped_slots(cache)
+    return tuple(map(sum, zip(stored, dropped, strict=True))) if len(dropped) == len(stored) else stored
+
+
+def stored_lengths(cache: Any) -> tuple[int, ...]:
+    """Tokens that each layer of a transformers cache holds; empty for None or another kind of cache."""
     layers = getattr(cache, "layers", None)
     if cache is None or layers is None:
         return ()
