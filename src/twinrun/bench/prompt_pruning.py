@@ -56,7 +56,9 @@ def prune_bench(
         (12, True)
     """
     if len(named(sides)) < 2:
-        raise ConfigError("one side alone has nothing to be compared with; give a plain runner and a pruned one")
+        raise ConfigError(
+            "one side alone has nothing to be compared with; give a plain runner and a pruned one"
+        )
     given = {"budget": {"kl": BUDGET_KL}, **settings}
     sweep = bench(
         sides,

@@ -12,7 +12,7 @@ class ManyLengths(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Repeat the option before each of its numbers."""
-        known = {name for param in self.params for name in param.opts}
+        known = {name for param in self.params if getattr(param, "multiple", False) for name in param.opts}
         for option in ("--lengths", "--keep"):
             args = spread_out(args, option) if option in known else args
         return list(super().parse_args(ctx, args))

@@ -30,6 +30,7 @@ COMMANDS = (
     "generate",
     "diffuse",
     "prune",
+    "lm_eval",
     "memory",
     "models",
     "runners",

@@ -19,10 +19,9 @@ from twinrun.cli.common import (
     progress,
 )
 from twinrun.cli.lists import ManyLengths
-from twinrun.cli.prune_sides import (
+from twinrun.cli.prune_options import (
     EveryOption,
     FirstOption,
-    Protect,
     ProtectFirstOption,
     ProtectLastOption,
     ScheduleOption,
@@ -112,8 +111,7 @@ def register(app: typer.Typer) -> None:
                 open_model(model, dtype, device, trust_remote_code=trust_remote_code),
                 (scorer, selector),
                 (keep, schedule, first, every),
-                Protect(first=protect_first, last=protect_last),
-                seed,
+                {"protect_first": protect_first, "protect_last": protect_last, "seed": seed},
             )
             found = _run(sides, out, resume, settings)
         _report(found, out, as_json)
@@ -124,12 +122,11 @@ def _sides(
     model: Any,
     who: tuple[str | None, str | None],
     how: tuple[list[float] | None, str | None, int, int],
-    protect: Protect,
-    seed: int,
+    settings: dict[str, Any],
 ) -> dict[str, Any]:
     """The whole prompt first, then one side a ratio."""
-    from twinrun.cli.prune_sides import LEARNED, NONE, ORACLE, pruned_side, schedule_of
     from twinrun.errors import ConfigError
+    from twinrun.quality.sides import LEARNED, NONE, ORACLE, pruned_side, schedule_of
     from twinrun.runners.kvcache import KVCache
 
     (scorer, selector), (keep, text, first, every) = who, how
@@ -149,7 +146,7 @@ def _sides(
         name = f"{chosen} {text}" if ratio is None else f"{chosen} {ratio:g}"
         if name in sides:
             raise ConfigError(f"--keep {ratio:g} is given twice; give each ratio once")
-        sides[name] = pruned_side(model, chosen, scorer, schedule, protect, seed)
+        sides[name] = pruned_side(model, chosen, schedule, scorer, **settings)
     return sides
 
 

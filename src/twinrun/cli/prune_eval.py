@@ -17,10 +17,9 @@ from twinrun.cli.common import (
     progress,
 )
 from twinrun.cli.lists import ManyLengths
-from twinrun.cli.prune_sides import (
+from twinrun.cli.prune_options import (
     EveryOption,
     FirstOption,
-    Protect,
     ProtectFirstOption,
     ProtectLastOption,
     ScheduleOption,
@@ -32,9 +31,9 @@ if TYPE_CHECKING:
 
 EPILOG = """Examples:
 
-twinrun prune eval builtin:expert --task niah_single --lengths 128 --items 2 --selector random --schedule 1:0.5 --answer-tokens 8
+twinrun prune eval builtin:expert --task niah_single --lengths 256 --items 2 --selector random --schedule 1:0.5
 
-twinrun prune eval Qwen/Qwen2.5-7B-Instruct --scorer scorers --selector learned --selector random --selector recency --task ruler --lengths 4096 --out quality
+twinrun prune eval Qwen/Qwen2.5-7B-Instruct --scorer scorers --task ruler --lengths 4096 8192 --out quality
 
 twinrun prune eval ./model --task longbench:multi_news --data LongBench/data --lengths 3500 --keep 0.8
 
@@ -134,8 +133,7 @@ def register(app: typer.Typer) -> None:
             open_model(model, dtype, place, trust_remote_code=trust_remote_code),
             (scorer, selector),
             (keep, schedule, first, every),
-            Protect(first=protect_first, last=protect_last),
-            seed,
+            {"protect_first": protect_first, "protect_last": protect_last, "seed": seed},
         )
         found = _run(sides, labels, settings, out, resume, shown=team.is_first)
         if team.is_first:
@@ -147,12 +145,11 @@ def _sides(
     model: Any,
     who: tuple[str | None, list[str] | None],
     how: tuple[float | None, str | None, int, int],
-    protect: Protect,
-    seed: int,
+    settings: dict[str, Any],
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """The whole prompt first, then a side a selector; and what a request says of each."""
-    from twinrun.cli.prune_sides import LEARNED, NONE, pruned_side, schedule_of, stages_json
     from twinrun.errors import ConfigError
+    from twinrun.quality.sides import LEARNED, NONE, pruned_side, schedule_of, stages_json
     from twinrun.runners.kvcache import KVCache
 
     scorer, given = who
@@ -169,13 +166,9 @@ def _sides(
             continue
         if name in sides:
             raise ConfigError(f"--selector {name} is given twice; give it once")
-        sides[name] = pruned_side(model, name, scorer, schedule, protect, seed)
-        labels[name] = {
-            "schedule": stages_json(schedule),
-            "protect": {"first": protect.first, "last": protect.last},
-            "seed": seed,
-            "scorer": scorer if name == LEARNED else None,
-        }
+        own = scorer if name == LEARNED else None
+        sides[name] = pruned_side(model, name, schedule, own, **settings)
+        labels[name] = {"schedule": stages_json(schedule), "scorer": own, **settings}
     return sides, labels
 
 

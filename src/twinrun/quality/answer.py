@@ -17,8 +17,8 @@ from twinrun.quality.item import Item
 class Answer:
     """What a runner wrote for one item.
 
-    `cache_lengths` are those after the prefill, a number a layer, empty without a cache. A pruning runner tells those of
-    every row; of others padding is counted in a batch of unequal rows.
+    `cache_lengths` are those after the prefill, a number a layer, empty without a cache. A pruning runner tells those
+    of every row; of others padding is counted in a batch of unequal rows.
     """
 
     ids: tuple[int, ...]

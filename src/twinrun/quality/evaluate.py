@@ -86,7 +86,9 @@ def evaluate(
 
 def _model_of(sides: Mapping[str, Any]) -> Model:
     if not sides:
-        raise ConfigError("no sides; give at least one runner by name, the first is what others are held against")
+        raise ConfigError(
+            "no sides; give at least one runner by name, the first is what others are held against"
+        )
     name, first = next(iter(sides.items()))
     model = getattr(first, "model", None)
     if not isinstance(model, Model):
@@ -105,7 +107,9 @@ def _request(
         "model": model.name,
         "dtype": dtype_name(model.dtype),
         "weights": digest(model),
-        "sides": [{"name": name, "runner": side.name, **labels.get(name, {})} for name, side in sides.items()],
+        "sides": [
+            {"name": name, "runner": side.name, **labels.get(name, {})} for name, side in sides.items()
+        ],
         **{name: list(value) if isinstance(value, tuple) else value for name, value in asked.items()},
         "env": environment(),
     }
@@ -123,7 +127,8 @@ def _items(model: Model, settings: EvalSettings) -> tuple[list[Item], Refusals]:
                 else:
                     items += ruler_items(model, task, length, settings)
             except ConfigError as error:
-                refusals["", task, length] = Refusal("not judged", str(error))
+                is_long = model.max_context is not None and length > model.max_context
+                refusals["", task, length] = Refusal("too long" if is_long else "not judged", str(error))
     if not items:
         raise ConfigError(next(iter(refusals.values())).reason)
     return items, refusals
@@ -189,7 +194,7 @@ def _lines(name: str, side: Any, lot: Sequence[Item]) -> Iterator[dict[str, Any]
 def _shared(team: Team, refusals: Refusals) -> Refusals:
     """Refusals of all processes."""
     rows = team.gather([(place, refusal.status, refusal.reason) for place, refusal in refusals.items()])
-    return {tuple(place): Refusal(status, reason) for place, status, reason in rows}  # type: ignore[misc]  # a tuple of unknown length
+    return {tuple(place): Refusal(status, reason) for place, status, reason in rows}
 
 
 def _record(

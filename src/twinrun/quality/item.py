@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 Score = Callable[[str], dict[str, float]]
-"""Returns what an answer's text is worth: "score" is the task's own metric, "exact" where there is such a thing; 0 to 1."""
+"""Returns what an answer's text is worth, 0 to 1: "score" is the task's own metric, "exact" where there is such."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

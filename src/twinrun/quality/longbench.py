@@ -61,12 +61,17 @@ def _item(model: Model, row: LongItem, mode: str, length: int, settings: EvalSet
 def _prompt(model: Model, row: LongItem, length: int, settings: EvalSettings) -> tuple[str, bool]:
     """The prompt as text, and whether a chat template stands around it."""
     whole = row.prompt
-    text = middle_cut(model.tokenizer(whole, verbose=False)["input_ids"], length, partial(_decode, model)) or whole
+    text = (
+        middle_cut(model.tokenizer(whole, verbose=False)["input_ids"], length, partial(_decode, model))
+        or whole
+    )
     template = getattr(model.tokenizer, "chat_template", None)
     if not row.task.chat or settings.chat == "off" or template is None:
         return settings.start + text, False
     messages: list[dict[str, Any]] = [{"role": "user", "content": text}]
-    return str(model.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)), True
+    return str(
+        model.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    ), True
 
 
 def _decode(model: Model, ids: list[int]) -> str:

@@ -29,7 +29,9 @@ def interval(values: Sequence[float], strata: Sequence[object], seed: int = 0) -
         (0.0, 1.0)
     """
     if not values or len(values) != len(strata):
-        raise ShapeError(f"{len(values)} values with {len(strata)} strata; give one stratum a value, and a value")
+        raise ShapeError(
+            f"{len(values)} values with {len(strata)} strata; give one stratum a value, and a value"
+        )
     rng = np.random.default_rng(seed)
     sums = np.zeros(RESAMPLES)
     for stratum in dict.fromkeys(strata):
@@ -40,9 +42,7 @@ def interval(values: Sequence[float], strata: Sequence[object], seed: int = 0) -
     return float(low), float(high)
 
 
-def paired(
-    a: Sequence[float], b: Sequence[float], strata: Sequence[object], seed: int = 0
-) -> dict[str, Any]:
+def paired(a: Sequence[float], b: Sequence[float], strata: Sequence[object], seed: int = 0) -> dict[str, Any]:
     """How much more `a` is worth than `b` on the same items.
 
     Args:
@@ -92,4 +92,4 @@ def sign_p(better: int, worse: int) -> float:
     """
     count = better + worse
     tail = sum(math.comb(count, k) for k in range(min(better, worse) + 1))
-    return min(1.0, 2 * tail / 2**count)
+    return float(min(1.0, 2 * tail / 2**count))

@@ -40,7 +40,9 @@ class EvalSettings:
         default=None, metadata={"help": "tokens an answer may have; unset: RULER's and LongBench's own"}
     )
     start: str = field(default="", metadata={"help": "text before every prompt, a start token say"})
-    chat: str = field(default="auto", metadata={"help": "LongBench's chat wrap: auto (if there is one), on, off"})
+    chat: str = field(
+        default="auto", metadata={"help": "LongBench's chat wrap: auto (if there is one), on, off"}
+    )
     data: str | None = field(default=None, metadata={"help": "LongBench's folder, data.zip, or hub"})
 
     def __post_init__(self) -> None:
@@ -66,7 +68,9 @@ class EvalSettings:
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
         if self.data is None and any(task.startswith(PREFIX) for task in self.tasks):
-            raise ConfigError("LongBench's texts are not part of this package; give its folder or data.zip (--data)")
+            raise ConfigError(
+                "LongBench's texts are not part of this package; give its folder or data.zip (--data)"
+            )
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> EvalSettings:

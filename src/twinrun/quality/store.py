@@ -64,7 +64,9 @@ class Store:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise ConfigError(f"cannot write {self._own}: {error.strerror or error}; choose another --out") from error
+            raise ConfigError(
+                f"cannot write {self._own}: {error.strerror or error}; choose another --out"
+            ) from error
 
     def all(self) -> dict[Place, dict[str, Any]]:
         """Return the answers of all processes, those from before included; the same on each."""
@@ -76,8 +78,11 @@ def _place(line: Mapping[str, Any]) -> Place:
 
 
 def _read(place: Path, *, mend: bool) -> list[dict[str, Any]]:
-    """Read whole lines. A last one without its line break was being written when the run was killed: it is left out,
-    and cut off where this process goes on writing."""
+    """Read whole lines.
+
+    A last one without its line break was being written when the run was killed: it is left out, and cut off where this
+    process goes on writing.
+    """
     raw = place.read_bytes()
     whole = raw[: raw.rfind(b"\n") + 1]
     if mend and len(whole) < len(raw):

@@ -19,9 +19,11 @@ class Team:
         """Join the process group if a launcher started several processes."""
         self._state: Any = None
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            import torch
             from accelerate import PartialState
 
-            self._state = PartialState()
+            # Without a device accelerate would take each process for one that is alone, unless it is told.
+            self._state = PartialState(cpu=not torch.cuda.is_available())
 
     @property
     def rank(self) -> int:

@@ -1,4 +1,4 @@
-"""The record of a sweep over pruned prompts: Table 2 of SDTP, derived from the sweep's own rows and from nothing else."""
+"""The record of a sweep over pruned prompts: Table 2 of SDTP, derived from the rows of the sweep and nothing else."""
 
 from __future__ import annotations
 
@@ -46,7 +46,12 @@ class PruningBench:
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain JSON types; the sweep stands in bench.json."""
-        return {"request": self.sweep.request, "passed": self.passed, "rows": self.rows, "paper_keep": PAPER_KEEP}
+        return {
+            "request": self.sweep.request,
+            "passed": self.passed,
+            "rows": self.rows,
+            "paper_keep": PAPER_KEEP,
+        }
 
     def to_markdown(self) -> str:
         """Return the tables and the notes as Markdown."""

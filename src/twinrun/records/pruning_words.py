@@ -25,7 +25,10 @@ def pruning_tables(record: Row) -> list[Table]:
         place = f"{row['length']:,}"
         if row["length"] != before:
             base = row["baseline"]
-            found["speed"] += [[place, first, _word(base), *["1" if _timed(base) else NONE] * 2], *_again(place, first, row)]
+            found["speed"] += [
+                [place, first, _word(base), *["1" if _timed(base) else NONE] * 2],
+                *_again(place, first, row),
+            ]
             found["time"].append([place, first, *_times(base)])
             found["cost"].append([place, first, *_cost_of_base(base)])
         before = row["length"]
@@ -44,13 +47,13 @@ def pruning_notes(record: Row, sweep: Row | None = None) -> list[str]:
     """What the tables must not be read without; `sweep` is the record of `twinrun.bench` behind them."""
     request = record["request"]
     found = [
-        f"every side asks for the logits of the last token alone and writes {request['new_tokens']} tokens, end of text "
-        "ignored; times are medians, factors medians of paired rounds with p10 to p90",
-        "kept: prompt tokens in the cache of the last layer; mean keep, mean keep²: over the layers, what the linear and "
-        f"the quadratic part of the operations fall to (the paper's: {PAPER_KEEP['mean_keep']}, "
+        f"every side asks for the logits of the last token alone and writes {request['new_tokens']} tokens, end of "
+        "text ignored; times are medians, factors medians of paired rounds with p10 to p90",
+        "kept: prompt tokens in the cache of the last layer; mean keep, mean keep²: over the layers, what the linear "
+        f"and the quadratic part of the operations fall to (the paper's: {PAPER_KEEP['mean_keep']}, "
         f"{PAPER_KEEP['mean_keep_squared']})",
-        "allow: operations of the whole prompt's prefill over those of the pruned one, counted by torch, scorers included "
-        "(all attended pairs, the masked half too); reached: measured factor of the prefill over that",
+        "allow: operations of the whole prompt's prefill over those of the pruned one, counted by torch, scorers "
+        "included (all attended pairs, the masked half too); reached: measured factor of the prefill over that",
         "paper: Table 2 of arXiv 2504.04514 (Mistral-7B on a GPU, keep ratio 0.9), prefill and end to end",
     ]
     refused = [_refused(row) for row in record["rows"] if not _timed(row["pruned"])]
@@ -62,7 +65,9 @@ def pruning_markdown(record: Row) -> str:
     parts = [f"# {record['request']['model']}"]
     for title, heads, rows in pruning_tables(record):
         lines = [heads, ["---"] * 3 + ["---:"] * (len(heads) - 3), *rows]
-        parts.append(f"**{title}**\n\n" + "\n".join("| " + " | ".join(map(_safe, line)) + " |" for line in lines))
+        parts.append(
+            f"**{title}**\n\n" + "\n".join("| " + " | ".join(map(_safe, line)) + " |" for line in lines)
+        )
     parts.append("\n".join(f"- {_safe(note)}" for note in pruning_notes(record)))
     return "\n\n".join(parts) + "\n"
 
@@ -87,7 +92,8 @@ def _again(place: str, first: str, row: Row) -> list[list[str]]:
     if noise["prefill"] is None:
         return []
     factors = [
-        _factor(*(noise[part][f"ratio_{k}"] for k in ("median", "p10", "p90"))) for part in ("prefill", "total")
+        _factor(*(noise[part][f"ratio_{k}"] for k in ("median", "p10", "p90")))
+        for part in ("prefill", "total")
     ]
     return [[place, f"{first} again (A/A)", "noise", *factors]]
 
@@ -145,11 +151,11 @@ def _saved(share: float | None) -> str:
 
 
 def _peak(side: Row) -> int | None:
-    found = side["cuda_peak_bytes"]
-    return side["tensor_peak_bytes"] if found is None else found
+    found: int | None = side["cuda_peak_bytes"]
+    if found is None:
+        found = side["tensor_peak_bytes"]
+    return found
 
 
 def _safe(text: str) -> str:
     return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
-
-

@@ -77,15 +77,17 @@ def quality_notes(record: dict[str, Any]) -> list[str]:
     notes = [
         f"{request['items']} items a task and length, seed {request['seed']}, greedy, batch {request['batch']}; "
         f"{request['dtype']}",
-        "score: RULER's share of references found; LongBench's own metric of each task; in percent. In brackets: answers "
-        "that are exact",
+        "score: RULER's share of references found; LongBench's own metric of each task; in percent. In brackets: "
+        "answers that are exact",
         "kept: mean over the layers of the prompt tokens in the cache after the prefill, then in the last layer",
         INTERVALS,
     ]
     failed = {
         (c["side"], c["task"], c["length"]): c["reason"] for c in record["cells"] if c["status"] != "done"
     }
-    return notes + [f"{side}, {task} at {length:,} tokens: {why}" for (side, task, length), why in failed.items()]
+    return notes + [
+        f"{side}, {task} at {length:,} tokens: {why}" for (side, task, length), why in failed.items()
+    ]
 
 
 INTERVALS = (
@@ -126,7 +128,9 @@ def _cell(cell: dict[str, Any]) -> str:
 
 
 def _whole(mean: dict[str, Any] | None) -> str:
-    return NONE if mean is None else f"{percent(mean['score'])} ({percent(mean['low'])}–{percent(mean['high'])})"
+    return (
+        NONE if mean is None else f"{percent(mean['score'])} ({percent(mean['low'])}–{percent(mean['high'])})"
+    )
 
 
 def _kept(mean: dict[str, Any] | None) -> str:
@@ -138,7 +142,14 @@ def _kept(mean: dict[str, Any] | None) -> str:
 def _pair(pair: dict[str, Any]) -> list[str]:
     signed = [f"{100 * pair[key]:+.1f}" for key in ("difference", "low", "high")]
     counts = " / ".join(str(pair[key]) for key in ("better", "worse", "same"))
-    return [pair["a"], pair["b"], signed[0], f"{signed[1]} to {signed[2]}", counts, f"p = {pair['sign_p']:.2g}"]
+    return [
+        pair["a"],
+        pair["b"],
+        signed[0],
+        f"{signed[1]} to {signed[2]}",
+        counts,
+        f"p = {pair['sign_p']:.2g}",
+    ]
 
 
 def _markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -43,7 +43,9 @@ def sweep_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]])
     )
     for head in heads:
         shown = re.sub(r" (?=\(p10|MFU|reads|memory)|(?<=,) ", "\n", head)
-        table.add_column(shown, justify="left" if head in ("runner", "side", "verdict") else "right", overflow="fold")
+        table.add_column(
+            shown, justify="left" if head in ("runner", "side", "verdict") else "right", overflow="fold"
+        )
     before = None
     for row in rows:
         if before is not None and row[0] != before:

@@ -1,4 +1,4 @@
-"""Curves of a sweep over pruned prompts: how many times as fast, along the length of the prompt, beside what is allowed."""
+"""Curves of a sweep over pruned prompts: how many times as fast, by length of the prompt, and what is allowed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,13 @@ def pruning_curves(record: Mapping[str, Any]) -> bytes:
     for axes, (part, title) in zip(panels, PANELS, strict=True):
         for i, name in enumerate(names):
             rows = sorted((r for r in record["rows"] if r["side"] == name), key=lambda r: r["length"])
-            _curve(axes, name, [r for r in rows if r["speedup"] and r["speedup"][part]], part, LINES[i % len(LINES)])
+            _curve(
+                axes,
+                name,
+                [r for r in rows if r["speedup"] and r["speedup"][part]],
+                part,
+                LINES[i % len(LINES)],
+            )
         axes.axhline(1, color=MUTED, linewidth=1)
         axes.set_title(title, loc="left", fontsize=9, color=INK)
         axes.set_xlabel("prompt, tokens", color=INK)
@@ -56,7 +62,13 @@ def _curve(axes: Axes, name: str, rows: list[Mapping[str, Any]], part: str, colo
     label = f"{name.replace('$', chr(92) + '$')}: {', '.join(dict.fromkeys(words))}"
     marker = "x" if "different" in words else "o"
     axes.plot(
-        x, [row["speedup"][part] for row in rows], marker=marker, markersize=4, linewidth=1.4, color=colour, label=label
+        x,
+        [row["speedup"][part] for row in rows],
+        marker=marker,
+        markersize=4,
+        linewidth=1.4,
+        color=colour,
+        label=label,
     )
     low, high = ([row[f"speedup_{k}"][part] for row in rows] for k in ("p10", "p90"))
     axes.fill_between(x, low, high, color=colour, alpha=0.14, linewidth=0)

@@ -36,6 +36,8 @@ def quality_bars(record: Mapping[str, Any]) -> bytes:
         axes.set_title(TITLES[mode], loc="left", fontsize=9, color=INK)
         axes.set_xlabel("score, percent", color=INK)
         axes.set_xlim(-3, 103)
-        axes.set_yticks(range(len(sides)), [s.replace("$", r"\$") for s in sides] if number == 0 else [""] * len(sides))
+        axes.set_yticks(
+            range(len(sides)), [s.replace("$", r"\$") for s in sides] if number == 0 else [""] * len(sides)
+        )
         axes.set_ylim(len(sides) - 0.4, -0.6)
     return png(figure)

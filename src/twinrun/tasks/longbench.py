@@ -59,7 +59,9 @@ class LongTask:
 
 
 def _tasks() -> Iterator[LongTask]:
-    def some(group: str, language: str, metric: Metric, lengths: dict[str, int], **rules: bool) -> Iterator[LongTask]:
+    def some(
+        group: str, language: str, metric: Metric, lengths: dict[str, int], **rules: bool
+    ) -> Iterator[LongTask]:
         for name, most in lengths.items():
             yield LongTask(
                 name=name, group=group, language=language, metric=metric, max_new_tokens=most, **rules
@@ -67,7 +69,9 @@ def _tasks() -> Iterator[LongTask]:
 
     m = metrics
     shot: dict[str, bool] = {"chat": False, "first_line": True}
-    yield from some("single-document QA", "en", m.qa_f1, {"narrativeqa": 128, "qasper": 128, "multifieldqa_en": 64})
+    yield from some(
+        "single-document QA", "en", m.qa_f1, {"narrativeqa": 128, "qasper": 128, "multifieldqa_en": 64}
+    )
     yield from some("single-document QA", "zh", m.qa_f1_zh, {"multifieldqa_zh": 64})
     yield from some("multi-document QA", "en", m.qa_f1, {"hotpotqa": 32, "2wikimqa": 32, "musique": 32})
     yield from some("multi-document QA", "zh", m.rouge_zh, {"dureader": 128})
@@ -140,7 +144,7 @@ def longbench_items(task: str, data: str | Path, limit: int | None = None) -> li
         MissingBackendError: "hub", and it cannot be reached.
     """
     kind = longbench_task(task)
-    found = []
+    found: list[LongItem] = []
     for number, line in enumerate(_lines(task, data), 1):
         if limit is not None and len(found) >= limit:
             break
@@ -178,7 +182,9 @@ def _filled(template: str, context: str, question: str) -> str:
 
 @cache
 def _prompts() -> dict[str, str]:
-    found: dict[str, str] = json.loads(files("twinrun.tasks").joinpath("longbench_prompts.json").read_text("utf-8"))
+    found: dict[str, str] = json.loads(
+        files("twinrun.tasks").joinpath("longbench_prompts.json").read_text("utf-8")
+    )
     return found
 
 

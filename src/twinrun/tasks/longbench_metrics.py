@@ -20,7 +20,8 @@ Metric = Callable[[str, str, Sequence[str]], float]
 """Called with (prediction, reference, all classes of the task)."""
 
 ZH_PUNCTUATION = (
-    "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."  # noqa: RUF001  these are what is removed
+    "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣"  # noqa: RUF001  these are what is removed
+    "､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."  # noqa: RUF001  these too
 )
 
 
@@ -99,10 +100,10 @@ def count(prediction: str, reference: str, _classes: Sequence[str] = ()) -> floa
 
 
 def code_similarity(prediction: str, reference: str, _classes: Sequence[str] = ()) -> float:
-    """Edit similarity of the first line of code: the first without a backtick or the sign of a comment.
+    r"""Edit similarity of the first line of code: the first without a backtick or the sign of a comment.
 
     Example:
-        >>> code_similarity("# next\\nreturn x", "return x")
+        >>> code_similarity("# next\nreturn x", "return x")
         1.0
     """
     lines = prediction.lstrip("\n").split("\n")

@@ -76,7 +76,7 @@ def _lengths(a: Sequence[str], b: Sequence[str]) -> np.ndarray:
 
 
 def _subsequence(x: Sequence[str], y: Sequence[str]) -> set[str]:
-    """Words of one longest common subsequence: the one that `rouge` finds, which walks back and prefers to shorten `y`."""
+    """Words of one longest common subsequence: that of `rouge`, which walks back and prefers to shorten `y`."""
     if not set(x) & set(y):
         return set()
     table = _lengths(x, y)
