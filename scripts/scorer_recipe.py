@@ -26,7 +26,7 @@ class ScorerRecipe:
     """A model of two million parameters finds what it is asked for in its first layers; behind layer 4 even a random
     choice costs nothing. So it is pruned where it matters."""
     samples: int = 480
-    held_out: int = 90
+    held_out: int = 150
     tokens: int = 768
     digits: int = 5
     epochs: int = 2
