@@ -30,4 +30,4 @@ def main(folder: Path, pause: float) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), 0.2 if "--slowly" in sys.argv else 0.0))
+    sys.exit(main(Path(sys.argv[1]), 1.0 if "--slowly" in sys.argv else 0.0))

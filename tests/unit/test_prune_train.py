@@ -254,10 +254,10 @@ def worker(folder: Path, *argv: str, **env: str) -> subprocess.Popen[bytes]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_jobs_killed_by_the_system_end_with_the_same_bytes(tmp_path: Path) -> None:
-    """SIGKILL at whatever instant: marking and training of one process, killed again and again."""
+    """SIGKILL once while marking and once while training, at whatever instant that is."""
     assert worker(tmp_path / "whole").wait() == 0
     kills = 0
-    for wait in (0.05, 0.3, 0.6, 0.1):
+    for wait in (0.05, 0.3):
         job = worker(tmp_path / "cut", "--slowly")
         begun = tmp_path / "cut" / ("targets" if kills == 0 else "train")
         while job.poll() is None and not list(begun.glob("*.parquet" if kills == 0 else "checkpoint-*")):
@@ -265,7 +265,7 @@ def test_jobs_killed_by_the_system_end_with_the_same_bytes(tmp_path: Path) -> No
         time.sleep(wait)
         job.send_signal(signal.SIGKILL)
         kills += job.wait() == -signal.SIGKILL
-    assert kills >= 2
+    assert kills == 2
     assert worker(tmp_path / "cut").wait() == 0
     assert outcome(tmp_path / "cut" / "train") == outcome(tmp_path / "whole" / "train")
     for path in (tmp_path / "whole" / "targets").iterdir():
