@@ -399,3 +399,45 @@ def counted(reads: list[str], right: Any) -> Any:
 
 def test_length_is_what_this_file_thinks() -> None:
     assert [len(r) for r in ROWS] == [LENGTH, 17, 29]
+
+
+def flash_like(
+    module: Any, query: Any, key: Any, value: Any, mask: Any, position_ids: Any = None, **more: Any
+) -> Any:
+    """What flash attention takes: a mask of two axes or none, causal to the lower right; gaps mean packed texts."""
+    assert mask is None or mask.ndim == 2
+    if position_ids is not None and position_ids.shape[-1] > 1 and mask is None:
+        assert bool((position_ids.diff(dim=-1) == 1).all())
+    tokens, keys = query.shape[2], key.shape[2]
+    seen = torch.arange(keys)[None] <= torch.arange(tokens)[:, None] + keys - tokens
+    seen = seen[None, None].expand(query.shape[0], 1, -1, -1)
+    seen = seen if mask is None else seen & mask[:, None, None].bool()
+    groups = query.shape[1] // key.shape[1]
+    out = torch.nn.functional.scaled_dot_product_attention(
+        query,
+        key.repeat_interleave(groups, 1),
+        value.repeat_interleave(groups, 1),
+        attn_mask=seen,
+        scale=more["scaling"],
+    )
+    return out.transpose(1, 2).contiguous(), None
+
+
+def test_a_mask_of_two_axes_is_cut_as_flash_attention_wants_it() -> None:
+    """On a stand-in: flash attention itself needs a GPU."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    attend: Any = AttentionInterface
+    masks: Any = AttentionMaskInterface
+    for name in ("flash_stand_in", "stand_in"):
+        attend.register(name, flash_like)
+        masks.register(name, masks()["flash_attention_2"])
+    p = pruned()
+    want = p.generate(ROWS, 8, stop_at_eos=False).tokens
+    alone = p.generate(ROWS[0], 8, stop_at_eos=False).tokens
+    p.model.config._attn_implementation_internal = "flash_stand_in"
+    assert p.generate(ROWS, 8, stop_at_eos=False).tokens == want
+    assert p.generate(ROWS[0], 8, stop_at_eos=False).tokens == alone
+    p.model.config._attn_implementation_internal = "stand_in"  # the control: gaps are handed over
+    with pytest.raises(AssertionError):
+        p.generate(ROWS[0], 8, stop_at_eos=False)

@@ -18,6 +18,7 @@ from twinrun.models.layer_inputs import (
     take_keys,
     take_positions,
 )
+from twinrun.models.rotary import attention_kind
 from twinrun.prune.choice import choose
 from twinrun.prune.prefill import Prefill, StageLog
 from twinrun.prune.prompt import Prompt
@@ -35,6 +36,8 @@ class Rule:
     selector: Selector
     family: str
     num_layers: int
+    config: Any = None
+    """Names the attention function, at the time of each prefill."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,7 @@ class PrefillPass:
         self._at: Tensor | None = None
         self._positions = prompt.columns
         self._cuts = Cuts()
+        self._is_flash = "flash" in (attention_kind(rule.config) or "")
         self.record = Prefill(
             lengths=prompt.lengths,
             width=prompt.width,
@@ -162,6 +166,10 @@ class PrefillPass:
         for name in BY_KEY:
             if isinstance(named.get(name), Tensor):
                 new[name] = self._cuts.of(named[name], lambda value: take_keys(value, at, at))
+        if self._is_flash and "position_embeddings" in new:
+            new["position_ids"] = (
+                None  # transformers' flash attention would take gaps for several texts in one row
+            )
         return new
 
 

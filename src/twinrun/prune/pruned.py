@@ -96,6 +96,7 @@ class Pruned(KVCache):
                 selector=self.selector,
                 family=type(model.core).__name__,
                 num_layers=depth,
+                config=model.config,
             ),
         )
         self._is_ours = False

@@ -68,9 +68,9 @@ def blame(
     Raises:
         ConfigError: nothing to try, or a reference that cannot run one precision up.
 
-    Cost: one pass of each side over the prompt and a few calls of one layer, where the first look settles it. Else three
-    or four passes over the case more, most of them one precision up; 136 bytes a position for each recorded tensor of
-    each pass, whatever the width of the model.
+    Cost: one pass of each side over the prompt and a few calls of one layer, where the first look settles it. Else
+    three or four passes over the case more, most of them one precision up; 136 bytes a position for each recorded
+    tensor of each pass, whatever the width of the model.
 
     Example:
         >>> m = load("builtin:amateur")
