@@ -31,6 +31,7 @@ COMMANDS = (
     "diffuse",
     "prune",
     "lm_eval",
+    "contrast",
     "memory",
     "models",
     "runners",
