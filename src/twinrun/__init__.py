@@ -26,6 +26,7 @@ _EXPORTS = {
     "TokenSkip": "twinrun.diffusion.skip",
     "ImportanceSkip": "twinrun.diffusion.importance",
     "SuffixWindow": "twinrun.diffusion.suffix",
+    "Scorer": "twinrun.prune.scorer",
     "Sampling": "twinrun.runners.sampling",
     "Scores": "twinrun.records.scores",
     "Run": "twinrun.records.run",
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from twinrun.plan.record import MemoryPlan as MemoryPlan
     from twinrun.prune.pruned import Pruned as Pruned
     from twinrun.prune.schedule import Schedule as Schedule
+    from twinrun.prune.scorer import Scorer as Scorer
     from twinrun.records.bench import Bench as Bench
     from twinrun.records.diffusion_run import DiffusionRun as DiffusionRun
     from twinrun.records.run import Run as Run

@@ -16,7 +16,7 @@ SRC = ROOT / "src" / "twinrun"
 
 FOUNDATION = {"errors", "numerics", "records"}
 TECHNIQUES = {"tasks", "runners", "diffusion", "prune"}
-STUDIES = {"bench", "contrast"}
+STUDIES = {"bench", "contrast", "quality"}
 BELOW_STUDIES = FOUNDATION | {"models", "verify", "trace"} | TECHNIQUES
 # What each part of the house may import, itself apart. A new part is added here, on purpose.
 ALLOWED: dict[str, set[str]] = {

@@ -27,6 +27,7 @@ from twinrun.faults import (
     scores,
     skips,
     teaching_gpt,
+    trainings,
 )
 from twinrun.faults.fault import Fault
 
@@ -84,6 +85,8 @@ _FACTORIES: tuple[Callable[[], Fault], ...] = (
     canvases.prompt_mask_overwritten,
     canvases.factor_off_by_one,
     canvases.canvas_padding_attended,
+    trainings.loss_terms_overwritten,
+    trainings.targets_of_other_samples,
 )
 FAULTS: dict[str, Callable[[], Fault]] = {factory().name: factory for factory in _FACTORIES}
 

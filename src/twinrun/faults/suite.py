@@ -14,6 +14,8 @@ from twinrun.faults.fault import Fault, trusted_side
 from twinrun.faults.judged import Judged, judge_fault
 from twinrun.faults.pruning import PRUNED, cannot_be_pruned
 from twinrun.faults.registry import FAULTS, get_fault
+from twinrun.faults.trainee import TRAINEE
+from twinrun.faults.training_judged import judge_training_fault, train_clean
 from twinrun.models import zoo
 from twinrun.models.model import Model
 from twinrun.records.env import environment
@@ -179,10 +181,12 @@ def run_suite(
 
 
 def _judged(fault: Fault, family: str, dtype: str) -> Judged:
-    """Plant one fault in one family: verdict and blame judge it, or, on a canvas, the trace."""
+    """Plant one fault in one family: verdict and blame judge it, on a canvas the trace, in a training its check."""
     model = _model(family, dtype)
     if fault.way == "diffusion":
         return judge_canvas_fault(fault, model, family=family)
+    if fault.way == "training":
+        return judge_training_fault(fault, model, family=family)
     cases = probes(model, max_tokens=PROBE_TOKENS)
     return judge_fault(fault, trusted_side(fault.runners[0], model), model, cases, family=family)
 
@@ -210,6 +214,9 @@ def judge_clean(family: str, dtype: str, runner: str) -> Clean:
     model = _model(family, dtype)
     if runner in CANVAS_RUNNERS:
         verdict_word, named = clean_words(trace_clean(model, runner))
+        return Clean(family=family, dtype=dtype, runner=runner, verdict=verdict_word, named=named)
+    if runner == TRAINEE:
+        verdict_word, named = train_clean(model)
         return Clean(family=family, dtype=dtype, runner=runner, verdict=verdict_word, named=named)
     sides = trusted_side(runner, model), build_runner(runner, model)
     cases = probes(model, max_tokens=PROBE_TOKENS)

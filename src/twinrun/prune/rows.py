@@ -55,13 +55,18 @@ class Rows:
         return ids, torch.arange(longest, device=ids.device)[None] >= longest - count
 
     def losses(self, logits: Tensor) -> Tensor:
-        """Mean negative log-likelihood of each row's answer tokens, `[rows]` float32 nats; differentiable."""
+        """Mean negative log-likelihood of each row's answer tokens, `[rows]` nats, at least float32; differentiable."""
         ids, real = self.answer_ids()
-        each = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), ids, reduction="none")
+        each = F.cross_entropy(_wide(logits[:, :-1]).transpose(1, 2), ids, reduction="none")
         return (each * real).sum(1) / real.sum(1)
 
     def answer_logits(self, logits: Tensor) -> Tensor:
-        """Mean logit of each row's answer tokens, `[rows]` float32; differentiable."""
+        """Mean logit of each row's answer tokens, `[rows]`, at least float32; differentiable."""
         ids, real = self.answer_ids()
-        each = logits[:, :-1].float().gather(2, ids[..., None])[..., 0]
+        each = _wide(logits[:, :-1]).gather(2, ids[..., None])[..., 0]
         return (each * real).sum(1) / real.sum(1)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """Half precisions as float32; the others as they are."""
+    return logits.float() if logits.dtype.itemsize < 4 else logits

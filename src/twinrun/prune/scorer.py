@@ -140,6 +140,12 @@ class Scorer(nn.Module):
         """Do what `score` does."""
         return self.score(layer, hidden)
 
+    @property
+    def schedule(self) -> dict[int, float | int] | None:
+        """The schedule that it was trained for, `{layer: keep}`; None for an untrained scorer."""
+        found = self.facts.get("training", {}).get("settings", {}).get("schedule")
+        return None if found is None else {int(layer): keep for layer, keep in found.items()}
+
     def flops(self, tokens: int) -> int:
         """Operations to score so many tokens once in each layer (a multiplication and an addition are two)."""
         return _flops(tokens, len(self.layers), self.width, self.hidden)

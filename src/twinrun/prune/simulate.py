@@ -24,9 +24,10 @@ from torch import Tensor
 
 from twinrun.errors import UnsupportedModelError
 from twinrun.models.model import Model
-from twinrun.models.positions import as_mask, layer_windows
+from twinrun.models.positions import as_mask
 from twinrun.models.rotary import attention_kind
 from twinrun.prune.protection import Protection
+from twinrun.prune.refusals import refuse_model
 from twinrun.prune.rows import Rows
 from twinrun.prune.schedule import Schedule
 from twinrun.prune.taps import tapped
@@ -104,15 +105,14 @@ def simulate(
 
 
 def refuse_masks(model: Model) -> None:
-    """Refuse a model whose attention cannot be masked from outside.
+    """Refuse a model that cannot be pruned, or whose attention cannot be masked from outside.
 
     Raises:
-        UnsupportedModelError: no causal model, sliding windows, or a kernel without masks.
+        UnsupportedModelError: no causal model, sliding windows, compiled, or a kernel without masks.
     """
     if not model.is_causal:
         raise UnsupportedModelError(f"{model.name} is no causal model; prompt pruning needs one")
-    if any(window is not None for window in layer_windows(model)):
-        raise UnsupportedModelError(f"{model.name} has sliding-window layers; their prompts are not pruned")
+    refuse_model(model)
     if attention_kind(model.config) not in ("sdpa", "eager"):
         raise UnsupportedModelError(
             f"{model.name} runs with attention {attention_kind(model.config)!r}, which takes no mask of our own; "
@@ -171,10 +171,10 @@ class _Stages:
         itself = torch.eye(width, dtype=torch.bool, device=self.alive.device)
         if self.relaxation is None:
             return as_mask(self.model, (past & self.alive[:, None, None]) | itself)
-        lowest = torch.finfo(dtype).min
-        hidden = torch.zeros(self.alive.shape[0], 1, width, width, device=self.alive.device)
+        lowest, wide = torch.finfo(dtype).min, torch.promote_types(dtype, torch.float32)
+        hidden = torch.zeros(self.alive.shape[0], 1, width, width, dtype=wide, device=self.alive.device)
         hidden = hidden.masked_fill(~(past & self.rows.real[:, None, None]) & ~itself, lowest)
-        bias = (self.keep + math.exp(-FLOOR)).log()[:, None, None]
+        bias = (self.keep.to(wide) + math.exp(-FLOOR)).log()[:, None, None]
         return (hidden + torch.where(itself, 0.0, bias)).clamp_min(lowest).to(dtype)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from twinrun.errors import UnsupportedModelError
+from twinrun.models.layer_inputs import LayerInputs
 from twinrun.models.model import Model
 
 Tap = Callable[[int, Tensor, dict[str, Any]], tuple[Tensor, dict[str, Any]] | None]
@@ -45,14 +45,11 @@ def frozen(model: Model) -> Iterator[None]:
 
 
 def _hook(index: int, layer: nn.Module, tap: Tap) -> Any:
-    signature = inspect.signature(layer.forward)
-    rest = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), "")
+    inputs = LayerInputs.of(layer)
 
     def hook(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        named = dict(signature.bind(*args, **kwargs).arguments)
-        named |= named.pop(rest, {})
-        first = next(iter(named))
-        hidden = named.pop(first)
+        named = inputs.named(args, kwargs)
+        hidden = named.pop(inputs.names[0], None)
         if not isinstance(hidden, Tensor):
             raise UnsupportedModelError(
                 f"layer {index} is not handed a tensor of hidden states; its prompt cannot be pruned"

@@ -116,7 +116,8 @@ class TaskSamples:
         if self._model.tokenizer is None:
             raise ConfigError(f"{self._model.name} was loaded without a tokenizer; texts cannot be encoded")
         tokenizer = self._model.tokenizer
-        spare = 4  # begin, end, and names that are a little longer than those of the first text
+        begin = len(tokenizer(self._settings.begin)["input_ids"]) if self._settings.begin else 0
+        spare = begin + 4  # the end token, and names that are a little longer than those of the first text
         return fit_size(
             self._plan(task), self._settings.tokens - spare, lambda text: len(tokenizer(text)["input_ids"])
         )
