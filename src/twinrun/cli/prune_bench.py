@@ -41,6 +41,25 @@ Exit code 0: done, every verdict passed; 1: a verdict is `different`, or a side 
 
 LENGTHS, KEEP = [1024, 2048, 4096, 8192, 16384, 32768], [0.9, 0.8, 0.7]
 
+SelectorOption = Annotated[
+    str | None,
+    typer.Option("--selector", help="what scores tokens without a scorer (default: recency)"),
+]
+LengthsOption = Annotated[
+    list[int] | None, typer.Option("--lengths", help="prompt lengths in tokens: --lengths 1024 4096")
+]
+KeepOption = Annotated[
+    list[float] | None,
+    typer.Option("--keep", help="ratio of each stage to the one before: --keep 0.9 0.8 0.7"),
+]
+PromptsOption = Annotated[str, typer.Option(help="text (Python's language reference), ids (random), or auto")]
+KlOption = Annotated[float | None, typer.Option(help="mean KL in nats that pruning may cost (default: 0.1)")]
+OutOption = Annotated[
+    str | None,
+    typer.Option("--out", "-o", help="folder for rows.jsonl, pruning.json, pruning.md, pruning.png"),
+]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="go on with the rows that --out holds")]
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -49,17 +68,9 @@ def register(app: typer.Typer) -> None:
     def bench(
         model: ModelArgument,
         scorer: ScorerOption = None,
-        selector: Annotated[
-            str | None,
-            typer.Option("--selector", help="what scores tokens without a scorer (default: recency)"),
-        ] = None,
-        lengths: Annotated[
-            list[int] | None, typer.Option("--lengths", help="prompt lengths in tokens: --lengths 1024 4096")
-        ] = None,
-        keep: Annotated[
-            list[float] | None,
-            typer.Option("--keep", help="ratio of each stage to the one before: --keep 0.9 0.8 0.7"),
-        ] = None,
+        selector: SelectorOption = None,
+        lengths: LengthsOption = None,
+        keep: KeepOption = None,
         schedule: ScheduleOption = None,
         first: FirstOption = 4,
         every: EveryOption = 3,
@@ -69,21 +80,12 @@ def register(app: typer.Typer) -> None:
         repeats: Annotated[int, typer.Option(help="timed rounds; 10 or more for numbers to publish")] = 10,
         warmups: Annotated[int, typer.Option(help="untimed whole runs of every side before them")] = 1,
         judged: Annotated[int, typer.Option(help="new tokens that a verdict covers, at most")] = 16,
-        prompts: Annotated[
-            str, typer.Option(help="text (Python's language reference), ids (random), or auto")
-        ] = "auto",
+        prompts: PromptsOption = "auto",
         seed: Annotated[int, typer.Option(help="of random ids and of the random selector")] = 0,
-        budget_kl: Annotated[
-            float | None, typer.Option(help="mean KL in nats that pruning may cost (default: 0.1)")
-        ] = None,
+        budget_kl: KlOption = None,
         budget_top1: Annotated[float | None, typer.Option(help="share of equal top tokens, at least")] = None,
-        out: Annotated[
-            str | None,
-            typer.Option("--out", "-o", help="folder for rows.jsonl, pruning.json, pruning.md, pruning.png"),
-        ] = None,
-        resume: Annotated[
-            bool, typer.Option("--resume", help="go on with the rows that --out holds")
-        ] = False,
+        out: OutOption = None,
+        resume: ResumeOption = False,
         threads: Annotated[int | None, typer.Option(help="threads of torch (default: torch's own)")] = None,
         dtype: DtypeOption = "auto",
         device: DeviceOption = "auto",

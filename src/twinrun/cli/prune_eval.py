@@ -44,6 +44,38 @@ Exit code 0: done; 1: a side failed for another reason than room; 2: bad request
 SELECTORS = ("random", "recency", "attention")
 """Compared where none are asked for; `learned` first where there are scorers."""
 
+SelectorsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--selector",
+        help="learned (with --scorer), random, recency, norm, attention, oracle, press:NAME; repeat",
+    ),
+]
+TaskOption = Annotated[
+    list[str] | None,
+    typer.Option("--task", help="ruler, longbench, or one of their tasks; repeat (default: ruler)"),
+]
+LengthsOption = Annotated[
+    list[int] | None, typer.Option("--lengths", help="tokens of an item: --lengths 1024 2048")
+]
+ModeOption = Annotated[
+    list[str] | None,
+    typer.Option("--mode", help="end: the question is in the pruned prompt; unseen: it follows; repeat"),
+]
+KeepOption = Annotated[
+    float | None, typer.Option("--keep", help="ratio of each stage to the one before (default: 0.9)")
+]
+DataOption = Annotated[
+    str | None, typer.Option(help="LongBench's data: folder, data.zip, one .jsonl file, or hub")
+]
+OutOption = Annotated[
+    str | None,
+    typer.Option("--out", "-o", help="folder for answers.N.jsonl, quality.json, quality.md, quality.png"),
+]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="go on with the answers that --out holds")]
+AnswerOption = Annotated[int | None, typer.Option(help="tokens an answer may have (default: the task's own)")]
+DigitsOption = Annotated[int | None, typer.Option(help="digits of a number to find (default: RULER's)")]
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -52,57 +84,26 @@ def register(app: typer.Typer) -> None:
     def evaluate(
         model: ModelArgument,
         scorer: ScorerOption = None,
-        selector: Annotated[
-            list[str] | None,
-            typer.Option(
-                "--selector",
-                help="learned (with --scorer), random, recency, norm, attention, oracle, press:NAME; repeat",
-            ),
-        ] = None,
-        task: Annotated[
-            list[str] | None,
-            typer.Option("--task", help="ruler, longbench, or one of their tasks; repeat (default: ruler)"),
-        ] = None,
-        lengths: Annotated[
-            list[int] | None, typer.Option("--lengths", help="tokens of an item: --lengths 1024 2048")
-        ] = None,
-        mode: Annotated[
-            list[str] | None,
-            typer.Option(
-                "--mode", help="end: the question is in the pruned prompt; unseen: it follows; repeat"
-            ),
-        ] = None,
+        selector: SelectorsOption = None,
+        task: TaskOption = None,
+        lengths: LengthsOption = None,
+        mode: ModeOption = None,
         items: Annotated[int, typer.Option(help="items a task and length")] = 50,
-        keep: Annotated[
-            float | None, typer.Option("--keep", help="ratio of each stage to the one before (default: 0.9)")
-        ] = None,
+        keep: KeepOption = None,
         schedule: ScheduleOption = None,
         first: FirstOption = 4,
         every: EveryOption = 3,
         protect_first: ProtectFirstOption = 4,
         protect_last: ProtectLastOption = 0.1,
         batch: Annotated[int, typer.Option(help="items run together, padded on the left")] = 1,
-        digits: Annotated[
-            int | None, typer.Option(help="digits of a number to find (default: RULER's)")
-        ] = None,
-        answer_tokens: Annotated[
-            int | None, typer.Option(help="tokens an answer may have (default: the task's own)")
-        ] = None,
+        digits: DigitsOption = None,
+        answer_tokens: AnswerOption = None,
         start: Annotated[str, typer.Option(help="text before every prompt: a start token, say")] = "",
         chat: Annotated[str, typer.Option(help="LongBench's chat wrap: auto, on or off")] = "auto",
-        data: Annotated[
-            str | None, typer.Option(help="LongBench's data: folder, data.zip, one .jsonl file, or hub")
-        ] = None,
+        data: DataOption = None,
         seed: Annotated[int, typer.Option(help="of items, intervals and the random selector")] = 0,
-        out: Annotated[
-            str | None,
-            typer.Option(
-                "--out", "-o", help="folder for answers.N.jsonl, quality.json, quality.md, quality.png"
-            ),
-        ] = None,
-        resume: Annotated[
-            bool, typer.Option("--resume", help="go on with the answers that --out holds")
-        ] = False,
+        out: OutOption = None,
+        resume: ResumeOption = False,
         dtype: DtypeOption = "auto",
         device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda")] = "auto",
         trust_remote_code: TrustOption = False,

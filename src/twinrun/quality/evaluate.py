@@ -65,7 +65,7 @@ def evaluate(
 
     Example:
         >>> m = load("builtin:expert")
-        >>> asked = EvalSettings(tasks=("niah_single",), lengths=(96,), items=1, answer_tokens=2)
+        >>> asked = EvalSettings(tasks=("niah_single",), lengths=(176,), items=1, answer_tokens=2, digits=3)
         >>> found = evaluate({"none": KVCache(m)}, asked)
         >>> [cell["status"] for cell in found.cells]
         ['done', 'done']

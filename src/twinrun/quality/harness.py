@@ -6,6 +6,7 @@ context and continuation is inherited. The package is optional, so the class is 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any
@@ -34,6 +35,9 @@ def harness_model() -> Any:
         MissingBackendError: lm-evaluation-harness is not installed.
     """
     try:
+        importlib.import_module(
+            "lm_eval.models"
+        )  # the harness registers its own only while there is no other
         from lm_eval import utils
         from lm_eval.api.model import TemplateLM
         from lm_eval.api.registry import register_model
