@@ -47,7 +47,7 @@ def test_steps_are_those_of_the_public_algorithm_wherever_its_ids_survive(expert
         assert set(mine) - near == set(wanted) - near
         for step in mine.keys() & wanted.keys():
             weights = dict(zip(mine[step].token_ids, mine[step].weights, strict=True))
-            assert list(sorted(weights)) == wanted[step].token_ids
+            assert sorted(weights) == wanted[step].token_ids
             assert [weights[i] for i in sorted(weights)] == pytest.approx(wanted[step].weights, abs=1e-3)
             assert mine[step].kl == pytest.approx(wanted[step].kl, rel=1e-3)
             compared += 1
