@@ -6,7 +6,7 @@ import importlib
 
 import typer
 
-COMMANDS = ("contrast_sample",)
+COMMANDS = ("contrast_sample", "contrast_train", "contrast_merge", "contrast_eval")
 
 
 def register(app: typer.Typer) -> None:
