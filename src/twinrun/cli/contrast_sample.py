@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from twinrun.contrast.sample import SampleReport
+    from twinrun.models.model import Model
 
 EPILOG = """Examples:
 
@@ -56,6 +57,9 @@ SystemPrompt = Annotated[str, typer.Option(help="system message of the chat; '' 
 SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="pass over malformed lines and too long prompts, and count them")
 ]
+PublicJsonl = Annotated[
+    str | None, typer.Option(metavar="FILE", help="also write the steps in the public project's form")
+]
 Engine = Annotated[str, typer.Option(help=r"process; or ray, on every slot of a cluster (twinrun\[ray])")]
 
 
@@ -82,6 +86,7 @@ def register(app: typer.Typer) -> None:
         system_prompt: SystemPrompt = "Please reason step by step.",
         skip_bad: SkipBad = False,
         engine: Engine = "process",
+        public_jsonl: PublicJsonl = None,
         dtype: DtypeOption = "auto",
         device: DeviceOption = "auto",
         trust_remote_code: TrustOption = False,
@@ -123,9 +128,19 @@ def register(app: typer.Typer) -> None:
                 skip_bad=skip_bad,
                 on_progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
+        if public_jsonl is not None:
+            _write_public(public_jsonl, out, ours)
         _show(report, console(as_json))
         emit(report.to_json(), as_json)
         return 1 if report.refused else 0
+
+
+def _write_public(path: str, folder: str, model: Model) -> None:
+    from twinrun.contrast.public import write_public_jsonl
+    from twinrun.contrast.store import SampleStore
+
+    store = SampleStore(folder)
+    write_public_jsonl(path, store.steps(), store.trajectories(), model)
 
 
 def _show(report: SampleReport, out: Console) -> None:

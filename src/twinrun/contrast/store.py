@@ -84,7 +84,7 @@ class SampleStore:
             ConfigError: the folder cannot be written to, or holds other files.
         """
         place = Path(folder)
-        header = {"schema": SCHEMA, "parts": parts, **identity}
+        header = {"schema": SCHEMA, **identity, "parts": parts}
         if (place / HEADER).exists():
             store = cls(place)
             found = _first_difference(store.header, header, "")
