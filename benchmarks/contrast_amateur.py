@@ -30,7 +30,7 @@ from torch import Tensor
 import twinrun as tr
 from twinrun.bench.memory import peak_extra_bytes
 from twinrun.bench.timing import Timing, interleave, noise, ratio
-from twinrun.numerics.divergence import token_stats
+from twinrun.numerics.blocks import log_softmax, row_blocks
 
 ABOUT = "the amateur on one answer: one forward, against the ways that run it on every prefix"
 BARS = {128: 80.0, 512: 250.0}
@@ -47,8 +47,8 @@ class Config:
     prompt_tokens: int = field(default=128, metadata={"help": "tokens of the prompt"})
     short: int = field(default=128, metadata={"help": "tokens of the short answer"})
     long: int = field(default=512, metadata={"help": "tokens of the long answer"})
-    repeats: int = field(default=5, metadata={"help": "interleaved rounds"})
-    strata: int = field(default=4, metadata={"help": "single prefixes and cached steps timed a round"})
+    repeats: int = field(default=9, metadata={"help": "interleaved rounds"})
+    strata: int = field(default=8, metadata={"help": "single prefixes and cached steps timed a round"})
     rows: int = field(default=4, metadata={"help": "rows of a batch of prefixes that are timed, and scaled"})
     judge_positions: int = field(
         default=9, metadata={"help": "last positions of the short answer the verdict covers"}
@@ -58,7 +58,7 @@ class Config:
     @classmethod
     def quick(cls) -> Config:
         """Sizes for a smoke test."""
-        return cls(shape="quick", prompt_tokens=8, short=8, long=16, repeats=2, rows=2, judge_positions=3)
+        return cls(shape="quick", prompt_tokens=8, short=8, long=16, repeats=2, rows=2, strata=2, judge_positions=3)
 
 
 class Amateur:
@@ -70,10 +70,12 @@ class Amateur:
         self._single, self._pick = tr.SinglePass(model), random.Random(config.seed)
 
     def one_forward(self) -> object:
-        """Ours: every answer token from one forward, log-probabilities streamed through the head."""
-        scores = self._single.score(self.ids[:-1], self.start)
+        """Ours: every answer token from one forward; log-probabilities in float32, streamed through the head."""
+        scores, block = self._single.score(self.ids[:-1], self.start), None
         with torch.inference_mode():
-            return token_stats(scores.logits, scores.next_ids, top_k=1)
+            for _, (logits,) in row_blocks(scores.logits):
+                block = log_softmax(logits)
+        return block
 
     def _strata(self, count: int) -> list[int]:
         """Prefix lengths, one from each of `count` equal strata."""

@@ -46,10 +46,13 @@ class Config:
     """Settings of one measurement."""
 
     problems: int = field(default=1000, metadata={"help": "problems that ours samples"})
-    share: int = field(default=32, metadata={"help": "of these, problems of a timed round of both"})
-    repeats: int = field(default=3, metadata={"help": "interleaved rounds"})
+    share: int = field(default=64, metadata={"help": "of these, problems of a timed round of both"})
+    repeats: int = field(default=5, metadata={"help": "interleaved rounds"})
     max_new_tokens: int = field(default=128, metadata={"help": "tokens of an answer at most"})
-    batch_size: int = field(default=32, metadata={"help": "problems a batch of ours"})
+    batch_size: int = field(default=64, metadata={"help": "problems a batch of ours"})
+    threads: int = field(
+        default=1, metadata={"help": "of torch, for both; these models are too small for two"}
+    )
 
     @classmethod
     def quick(cls) -> Config:

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CASEBOOK = ROOT / "docs" / "casebook"
 GPT, LOGITS, SKIP = "teaching_gpt_cache", "half_precision_logits", "token_skip"
-PRUNED = "pruned_prefill"
+PRUNED, SAMPLING = "pruned_prefill", "contrast_sampling"
 NUMBER = re.compile(r"(?<![\w.])-?(?:\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?)(?![\w.]*\d)")
 AGAIN = "run python scripts/casebook_pages.py and read the page again"
 
@@ -46,7 +46,7 @@ def table(text: str) -> dict[str, tuple[float, str, str]]:
 
 
 @pytest.mark.parametrize(
-    "example", [GPT, LOGITS, *(pytest.param(e, marks=pytest.mark.slow) for e in (PRUNED, SKIP))]
+    "example", [GPT, LOGITS, *(pytest.param(e, marks=pytest.mark.slow) for e in (PRUNED, SKIP, SAMPLING))]
 )
 def test_a_page_shows_what_its_example_prints(example: str) -> None:
     assert words(shown(example)) == words(printed(example)), AGAIN

@@ -80,7 +80,7 @@ def register(app: typer.Typer) -> None:
         top_k: TopK = 0,
         top_p: TopP = 1.0,
         seed: Seed = 0,
-        batch_size: BatchSize = 32,
+        batch_size: BatchSize = 64,
         first_step: FirstStep = 0,
         chat: Chat = "auto",
         system_prompt: SystemPrompt = "Please reason step by step.",

@@ -16,7 +16,11 @@ from twinrun.errors import ConfigError, NonFiniteError
 from twinrun.models.model import Model
 from twinrun.models.tokenizers import check_same_tokens
 from twinrun.runners.kvcache import KVCache
+from twinrun.runners.score import length_batches
 from twinrun.runners.singlepass import SinglePass
+
+ROWS_A_FORWARD = 16
+"""Rows of like length that are scored together: little padding, and hidden states of few rows at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +61,7 @@ class Sampler:
         """Compare the tokenizers; nothing runs yet."""
         check_same_tokens(expert, amateur)
         self.expert, self.amateur, self.settings = expert, amateur, settings
-        self._generate = KVCache(expert)
+        self._generate = KVCache(expert, drop_finished=True)
         self._sides = SinglePass(expert), SinglePass(amateur)
         has_template = getattr(expert.tokenizer, "chat_template", None) is not None
         self._chat = has_template if settings.chat == "auto" else settings.chat == "on"
@@ -133,12 +137,13 @@ class Sampler:
         if not given:
             return []
         rows, starts = [[*p.ids, *a.ids[:-1]] for p, a in given], [len(p.ids) for p, _ in given]
-        experts, amateurs = (side.score_batch(rows, starts) for side in self._sides)
-        s = self.settings
-        return [
-            select(e.logits, a.logits, beta=s.beta, alpha=s.alpha)
-            for e, a in zip(experts, amateurs, strict=True)
-        ]
+        found: dict[int, Selected] = {}
+        for chunk in length_batches(rows, ROWS_A_FORWARD):
+            batch, at = [rows[i] for i in chunk], [starts[i] for i in chunk]
+            sides = (side.score_batch(batch, at) for side in self._sides)
+            for i, e, a in zip(chunk, *sides, strict=True):
+                found[i] = select(e.logits, a.logits, beta=self.settings.beta, alpha=self.settings.alpha)
+        return [found[i] for i in range(len(rows))]
 
     def _sampled(self, prompt: Prompt, answer: _Answer, found: Selected) -> Sampled:
         if found.broken is not None:

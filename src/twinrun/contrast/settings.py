@@ -38,7 +38,7 @@ class SampleSettings:
     top_k: int = field(default=0, metadata={"help": "draw from the k likeliest tokens; 0 keeps all"})
     top_p: float = field(default=1.0, metadata={"help": "draw from the smallest set with this mass"})
     seed: int = field(default=0, metadata={"help": "problem i of the data draws from seed + i"})
-    batch_size: int = field(default=32, metadata={"help": "problems a batch; a batch is what is committed"})
+    batch_size: int = field(default=64, metadata={"help": "problems a batch; a batch is what is committed"})
     first_step: int = field(
         default=0, metadata={"help": "first answer token that may be kept; the public project skips token 0"}
     )

@@ -120,6 +120,15 @@ class CachedForward:
             row.extend(new)
         return out
 
+    def keep(self, rows: list[int]) -> None:
+        """Go on with these rows only; what the cache held of the others is let go."""
+        self._catch_up()
+        at = torch.tensor(rows, device=self._lengths.device)
+        self.cache.batch_select_indices(at)
+        self.mask = None if self.mask is None else self.mask[at]
+        self._lengths, self.features = self._lengths[at], self.features[at]
+        self.tokens = [self.tokens[row] for row in rows]
+
     def take_back(self, count: int) -> None:
         """Take back the newest `count` tokens of every row; the next forward goes on as if they had never been.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ class CachedDecoding:
         self._runner, self._rows, self._new_tokens = runner, rows, new_tokens
         self._state: CachedForward | None = None
         self._pending: list[int] = []
+        self._under_way = list(range(len(rows)))
 
     def logits(self) -> Tensor:
         """The prompt's forward the first time, one of one token a row later."""
@@ -31,11 +33,24 @@ class CachedDecoding:
         elif self._pending:
             self._state.advance(self._pending)
             self._pending = []
-        return self._state.features
+        found = self._state.features
+        if len(self._under_way) == len(self._rows):
+            return found
+        every = found.new_zeros(len(self._rows), found.shape[-1])
+        every[self._under_way] = found
+        return every
 
     def commit(self, tokens: list[int]) -> None:
         """Feed these at the next call of `logits`."""
-        self._pending = tokens
+        self._pending = [tokens[row] for row in self._under_way]
+
+    def retire(self, ended: Sequence[object]) -> None:
+        """Leave out rows that have ended, once a quarter of those under way has; their logits are zeros then."""
+        left = [at for at, row in enumerate(self._under_way) if not ended[row]]
+        if self._state is None or not self._runner.drop_finished or 4 * len(left) > 3 * len(self._under_way):
+            return
+        self._state.keep(left)
+        self._under_way = [self._under_way[at] for at in left]
 
     def cache_lengths(self) -> tuple[int, ...]:
         """Cached positions a layer."""

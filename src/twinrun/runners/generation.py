@@ -117,6 +117,7 @@ def _loop(
     decoding = runner.start(rows.prompts, max_new_tokens)
     steps: list[Step] = []
     clock = time.perf_counter
+    retire = getattr(decoding, "retire", None)
     for index in range(max_new_tokens):
         began = clock()
         chosen = rows.choose(decoding.logits())
@@ -134,6 +135,8 @@ def _loop(
             rows.stop()
         if rows.done:
             break
+        if retire is not None:
+            retire(rows.finish)
         decoding.commit(rows.fill(tokens))
     settings: dict[str, Any] = getattr(decoding, "settings", dict)()
     return steps, settings

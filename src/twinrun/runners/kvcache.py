@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twinrun.errors import UnsupportedModelError
+from twinrun.errors import ConfigError, UnsupportedModelError
 from twinrun.models.model import Model, Prompt
 from twinrun.numerics.logits_policy import LogitsPolicy
 from twinrun.records.scores import Scores
@@ -40,6 +40,8 @@ class KVCache(ModelRunner):
             row on a processor; "compiled" compiles it (`docs/decode.md`). All want cache="static" or "rolling" and
             attend to filled slots only.
         logits: rows that `score` keeps, and the precision of their softmax; None is all, streamed in float32.
+        drop_finished: in a free run of a batch, leave rows out of the forwards once they have ended: faster where
+            answers are of unequal length. The others' numbers move by rounding when the batch shrinks.
 
     Raises:
         ConfigError: unknown kind or setting, or a kind that needs a window where there is none.
@@ -63,6 +65,7 @@ class KVCache(ModelRunner):
         *,
         step: str = "eager",
         logits: LogitsPolicy | None = None,
+        drop_finished: bool = False,
         **options: Any,
     ) -> None:
         """Choose the cache kind, its settings, how a step runs, and which scores are kept."""
@@ -70,6 +73,11 @@ class KVCache(ModelRunner):
         self.cache = cache
         self.options = parse_options(cache, options)
         self._maker = cache_kind(cache).prepare(model, self.options)
+        if drop_finished and (cache, step) != ("dynamic", "eager"):
+            raise ConfigError(
+                f"drop_finished needs cache='dynamic' and step='eager', got {cache!r} and {step!r}; leave it out"
+            )
+        self.drop_finished = drop_finished
         self.step = step
         self._steps = steps_of(step, cache, model)
         self._prefixes = (
