@@ -1,10 +1,13 @@
-"""The amateur phase of LightReasoner: one forward an answer, against one a prefix, batches of prefixes, a KV cache.
+"""The amateur phase of LightReasoner: one forward for all steps, against one a prefix, batches of prefixes, a KV cache.
 
 An answer of 128 or 512 tokens behind a prompt of 128 is put before an amateur of the shape of Qwen2.5-0.5B in
 bfloat16 with random weights; every arm ends with log-probabilities of the whole vocabulary at every answer token. The
 loop of the public project pads batches of 64 prefixes on the right and takes the logits of every position; it is timed
 on batches drawn from strata of lengths, and so are single prefixes, and the sums scaled up. The KV cache decodes
 the answer token by token and is timed whole for the short answer, on the first and last tokens of the long one.
+
+Sampling runs the amateur on several answers a forward (16 of them; 4 here): the bars hold an answer's share of that
+against the other ways, which take one answer at a time. One answer in a forward of its own stands beside it.
 
 Bars: one forward is at least 80 (128 tokens) and 250 (512 tokens) times faster than one a prefix, 80 times than batches
 of prefixes, 20 times than the KV cache; its peak memory is under 10 % of that of one batch of prefixes. The verdict of
@@ -29,10 +32,13 @@ from torch import Tensor
 
 import twinrun as tr
 from twinrun.bench.memory import peak_extra_bytes
-from twinrun.bench.timing import Timing, interleave, noise, ratio
+from twinrun.bench.timing import AGAIN, Timing, interleave, noise, ratio
 from twinrun.numerics.blocks import log_softmax, row_blocks
 
 ABOUT = "the amateur on one answer: one forward, against the ways that run it on every prefix"
+ANSWERS = 4
+"""Answers a forward of ours."""
+ALL = f"{ANSWERS} answers a forward"
 BARS = {128: 80.0, 512: 250.0}
 BATCHES, CACHE, MEMORY = 80.0, 20.0, 0.1
 PREFIXES = 64
@@ -47,7 +53,7 @@ class Config:
     prompt_tokens: int = field(default=128, metadata={"help": "tokens of the prompt"})
     short: int = field(default=128, metadata={"help": "tokens of the short answer"})
     long: int = field(default=512, metadata={"help": "tokens of the long answer"})
-    repeats: int = field(default=9, metadata={"help": "interleaved rounds"})
+    repeats: int = field(default=7, metadata={"help": "interleaved rounds"})
     strata: int = field(default=8, metadata={"help": "single prefixes and cached steps timed a round"})
     rows: int = field(default=4, metadata={"help": "rows of a batch of prefixes that are timed, and scaled"})
     judge_positions: int = field(
@@ -58,7 +64,9 @@ class Config:
     @classmethod
     def quick(cls) -> Config:
         """Sizes for a smoke test."""
-        return cls(shape="quick", prompt_tokens=8, short=8, long=16, repeats=2, rows=2, strata=2, judge_positions=3)
+        return cls(
+            shape="quick", prompt_tokens=8, short=8, long=16, repeats=2, rows=2, strata=2, judge_positions=3
+        )
 
 
 class Amateur:
@@ -67,14 +75,25 @@ class Amateur:
     def __init__(self, model: tr.Model, ids: Sequence[int], start: int, config: Config) -> None:
         self.model, self.ids, self.start, self.config = model, list(ids), start, config
         self.answer = len(ids) - start
+        self.others = [
+            random_ids(len(ids) - 1, model.vocab_size, config.seed + 1 + n) for n in range(ANSWERS - 1)
+        ]
         self._single, self._pick = tr.SinglePass(model), random.Random(config.seed)
 
     def one_forward(self) -> object:
         """Ours: every answer token from one forward; log-probabilities in float32, streamed through the head."""
-        scores, block = self._single.score(self.ids[:-1], self.start), None
-        with torch.inference_mode():
-            for _, (logits,) in row_blocks(scores.logits):
-                block = log_softmax(logits)
+        return self._all_rows([self.ids[:-1]])
+
+    def four_answers(self) -> object:
+        """Ours, as sampling runs it: one forward for several answers."""
+        return self._all_rows([self.ids[:-1], *self.others])
+
+    def _all_rows(self, rows: list[list[int]]) -> object:
+        block = None
+        for scores in self._single.score_batch(rows, [self.start] * len(rows)):
+            with torch.inference_mode():
+                for _, (logits,) in row_blocks(scores.logits):
+                    block = log_softmax(logits)
         return block
 
     def _strata(self, count: int) -> list[int]:
@@ -146,13 +165,15 @@ def arms_of(
     """Arms of one length, and what each timed draw is multiplied with."""
     side.fill_cache()
     arms: dict[str, Callable[[], object]] = {
-        f"one forward, {name}": side.one_forward,
+        f"{ANSWERS} answers a forward, {name}": side.four_answers,
+        f"one answer a forward, {name}": side.one_forward,
         f"one a prefix, {name}": side.prefixes,
         f"batches of {PREFIXES}, {name}": side.batches,
         f"kv cache, {name}": side.cached,
     }
     draws = side.answer / config.strata
-    return arms, dict(zip(arms, (1.0, draws, side.answer / config.rows, draws), strict=True))
+    factors = (1 / ANSWERS, 1.0, draws, side.answer / config.rows, draws)
+    return arms, dict(zip(arms, factors, strict=True))
 
 
 def measure(config: Config) -> dict[str, Any]:
@@ -169,30 +190,36 @@ def measure(config: Config) -> dict[str, Any]:
         say(f"{config.repeats} rounds, {name}")
         arms, factors = arms_of(side, name, config)
         raw = interleave(arms, repeats=config.repeats)
-        found = {arm: scaled(t, factors.get(arm, 1.0)) for arm, t in raw.items()}
-        ours, *others = list(arms)
+        ours, alone, *others = list(arms)
+        found = {arm: scaled(t, factors[arm.removesuffix(AGAIN)]) for arm, t in raw.items()}
         mine = {arm: ratio(found[arm], found[ours]) for arm in others}
-        ratios |= {f"{arm} / one forward": r for arm, r in mine.items()} | {f"A/A noise, {name}": noise(raw)}
+        ratios |= {f"{arm} / {ANSWERS} answers a forward": r for arm, r in mine.items()}
+        ratios |= {f"{arm} / one answer a forward": ratio(found[arm], found[alone]) for arm in others}
+        ratios[f"A/A noise, {name}"] = noise(raw)
         limits = (bar, BATCHES, CACHE)
         bars += [
-            at_least(f"one forward against {arm}", r.median, limit)
+            at_least(f"an answer of {ANSWERS} in one forward against {arm}", r.median, limit)
             for (arm, r), limit in zip(mine.items(), limits, strict=True)
         ]
         timings |= found
         if tokens == config.short:
             say("peak memory")
-            ways = {"one forward": side.one_forward, f"batch of {PREFIXES}": side.whole_batch}
+            ways = {
+                ALL: side.four_answers,
+                "one answer a forward": side.one_forward,
+                f"batch of {PREFIXES}": side.whole_batch,
+            }
             peaks = {way: peak_extra_bytes(call) for way, call in ways.items()}
             verdict = _verdict(model, side, config)
-    share = peaks["one forward"] / peaks[f"batch of {PREFIXES}"]
+    share = peaks[ALL] / peaks[f"batch of {PREFIXES}"]
     bars.append(at_most("peak memory against one batch of prefixes", share, MEMORY))
     return {
         "model": repr(model),
         "arms": timings_json(timings),
         "ratios": ratios_json(ratios),
         "peak_extra_bytes": peaks,
-        "estimates": "all arms but one forward are timed on a draw and scaled to the whole answer",
-        "verdicts": {"one forward, short answer": verdict},
+        "estimates": "all arms but ours are timed on a draw and scaled to the whole answer",
+        "verdicts": {"one forward for all steps, short answer": verdict},
         "bars": bars,
     }
 
