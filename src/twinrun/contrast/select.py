@@ -15,9 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from twinrun.errors import ConfigError, ShapeError
-from twinrun.numerics.blocks import BLOCK_BYTES, LogitRows, log_softmax, row_blocks
+from twinrun.numerics.blocks import LogitRows, log_softmax, row_blocks
 from twinrun.numerics.divergence import kl_of_rows, restrict
 
+ANSWER_BLOCK = 13 * 2**20
+"""Float32 bytes of a block: 22 rows of a vocabulary of 151,936, so that the 128 tokens of an answer go through such a
+head in one call, which reads all of its 272 MB."""
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Coordinates = tuple[Ids, Ids, Floats]
@@ -65,7 +68,7 @@ def select(
     *,
     beta: float = 0.4,
     alpha: float = 0.2,
-    block_bytes: int = BLOCK_BYTES,
+    block_bytes: int = ANSWER_BLOCK,
 ) -> Selected:
     """Keep the steps at which the expert differs from the amateur, each with its contrastive label.
 
