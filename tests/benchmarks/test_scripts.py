@@ -11,8 +11,10 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-TIMED = ["single_pass.py", "streamed_kl.py", "trace_cost.py", "blame_cost.py", "prune_prefill.py"]
-SHAPED = ["single_pass.py", "streamed_kl.py", "blame_cost.py", "prune_prefill.py"]
+TIMED = ["single_pass.py", "streamed_kl.py", "trace_cost.py", "blame_cost.py", "prune_prefill.py",
+         "contrast_amateur.py",
+         "contrast_sample.py"]  # fmt: skip
+SHAPED = ["single_pass.py", "streamed_kl.py", "blame_cost.py", "prune_prefill.py", "contrast_amateur.py"]
 """Those whose model is built from a named shape."""
 DECODE = ["decode_gpt.py", "decode_gpt2.py", "decode_qwen.py"]
 ON_CUDA = "gpu_score.py"
@@ -29,6 +31,12 @@ ARMS = {
     "decode_gpt2.py": {"captured, float32", "packed, bfloat16", "generate, float32"},
     "decode_qwen.py": {"packed", "captured", "generate, dynamic cache", "generate, static cache"},
     "prune_prefill.py": {"whole prefill", "pruned prefill", "whole prefill (A/A)"},
+    "contrast_amateur.py": {
+        "one answer a forward, 8 tokens",
+        "one a prefix, 16 tokens",
+        "one answer a forward, 16 tokens (A/A)",
+    },
+    "contrast_sample.py": {"ours", "public algorithm, 64 prefixes a forward", "ours (A/A)"},
     "blame_cost.py": {"one forward", "one forward (A/A)", "blame"},
 }
 
