@@ -99,10 +99,10 @@ def _seen(side: Any, row: tuple[int, ...], held: Held) -> Activations:
     kept = list(own)
     number_of = {forward.index: number for number, forward in enumerate(kept)}
     found.forwards = [replace(forward, index=number) for number, forward in enumerate(kept)]
-    for row in found.rows:
-        if row.step_of is not None:
-            steps = [number_of.get(step, -1) for step in row.step_of.tolist()]
-            row.step_of = torch.tensor(steps, dtype=row.step_of.dtype)
+    for one in found.rows:
+        if one.step_of is not None:
+            steps = [number_of.get(step, -1) for step in one.step_of.tolist()]
+            one.step_of = torch.tensor(steps, dtype=one.step_of.dtype)
     return found
 
 
