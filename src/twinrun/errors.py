@@ -57,6 +57,10 @@ class TraceError(TwinrunError, ValueError):
     """A recorded trace that is damaged, or two traces that cannot be compared."""
 
 
+class SamplesError(TwinrunError, ValueError):
+    """Samples of an expert against an amateur that are damaged, do not fit together, or belong to another run."""
+
+
 class VerificationFailed(TwinrunError, AssertionError):
     """A verdict that was asserted and did not hold. Also an `AssertionError`, so pytest shows it as a failed test."""
 

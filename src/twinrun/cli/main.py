@@ -29,8 +29,12 @@ COMMANDS = (
     "score",
     "generate",
     "diffuse",
+<<<<<<< HEAD
     "prune",
     "lm_eval",
+=======
+    "contrast",
+>>>>>>> c7sample
     "memory",
     "models",
     "runners",

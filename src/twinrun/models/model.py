@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor, nn
 
 from twinrun.errors import ConfigError
@@ -202,18 +203,27 @@ class Model:
             return self.encode(text)
         return self.encode(list(self.tokenizer(text)["input_ids"])[:limit])
 
-    def chat(self, text: str) -> list[int]:
+    def chat(self, text: str, *, system: str = "") -> list[int]:
         """Token ids of one user message in the model's chat template, ready for the answer.
 
+        Args:
+            text: the message.
+            system: a system message before it; empty for none.
+
         Raises:
-            ConfigError: no tokenizer, or one without a chat template.
+            ConfigError: no tokenizer, one without a chat template, or a template that refuses the messages.
         """
         if getattr(self.tokenizer, "chat_template", None) is None:
             raise ConfigError(f"{self.name} has no chat template; give the prompt as plain text")
-        messages = [{"role": "user", "content": text}]
-        ids = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": text})
+        try:
+            ids = self.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+        except TemplateError as error:
+            fix = "leave the system prompt out" if system else "give the prompt as plain text"
+            raise ConfigError(f"the chat template of {self.name} refuses: {error}; {fix}") from error
         return self.encode(ids)
 
     def decode(self, ids: Sequence[int]) -> str | None:

@@ -113,8 +113,8 @@ def kl_divergence(p: LogitRows, q: LogitRows, block_bytes: int = BLOCK_BYTES) ->
     shared = min(p.vocab_size, q.vocab_size)
     kl, mass_p, mass_q = [torch.empty(0)], [torch.empty(0)], [torch.empty(0)]
     for _, (logits_p, logits_q) in row_blocks(p, q, block_bytes=block_bytes):
-        logp, out_p = _restrict(log_softmax(logits_p), shared)
-        logq, out_q = _restrict(log_softmax(logits_q), shared)
+        logp, out_p = restrict(log_softmax(logits_p), shared)
+        logq, out_q = restrict(log_softmax(logits_q), shared)
         kl.append(kl_of_rows(logp, logq).cpu())
         mass_p.append(out_p.cpu())
         mass_q.append(out_q.cpu())
@@ -139,8 +139,8 @@ def kl_of_rows(logp: Tensor, logq: Tensor) -> Tensor:
     return kl
 
 
-def _restrict(logp: Tensor, shared: int) -> tuple[Tensor, Tensor]:
-    """Renormalise over the first `shared` ids; also return the mass of the others."""
+def restrict(logp: Tensor, shared: int) -> tuple[Tensor, Tensor]:
+    """Renormalise log-probabilities `[rows, vocab]` over the first `shared` ids; also return the mass of the others."""
     if logp.shape[-1] == shared:
         return logp, torch.zeros(logp.shape[0], device=logp.device)
     kept = logp[:, :shared].logsumexp(-1, keepdim=True)

@@ -2,44 +2,62 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from twinrun.errors import ConfigError, NonFiniteError
 
 
+<<<<<<< HEAD
 def write_bytes(path: str | Path, data: bytes, *, sync: bool = True) -> Path:
     """Write `data` to `path` so that a reader sees the old file or the new one, never a part.
+=======
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that stands at `path` only when the block has ended well; a reader never sees a part.
+>>>>>>> c7sample
 
     Missing folders are made. The temporary file stands in the same folder, because a move between file
     systems is a copy. With `sync` it also outlasts a loss of power as soon as this returns; some milliseconds.
 
     Raises:
-        ConfigError: the place cannot be written to; the message says why.
+        ConfigError: the place cannot be written to, or the disk is full; the message says why. What stood at
+            `path` before is unharmed.
     """
     place = Path(path)
     part = place.with_name(f".{place.name}.{secrets.token_hex(6)}.part")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "xb") as file:
-            file.write(data)
+            yield file
             file.flush()
             if sync:
                 os.fsync(file.fileno())
         os.replace(part, place)
     except OSError as error:
-        raise ConfigError(
-            f"cannot write {place}: {error.strerror or error}; choose another folder"
-        ) from error
+        fix = "free some space" if error.errno == errno.ENOSPC else "choose another folder"
+        raise ConfigError(f"cannot write {place}: {error.strerror or error}; {fix}") from error
     finally:
         if part.parent.is_dir():
             part.unlink(missing_ok=True)
-    return place
+
+
+def write_bytes(path: str | Path, data: bytes) -> Path:
+    """Write `data` to `path` so that a reader sees the old file or the new one, never a part.
+
+    Raises:
+        ConfigError: see `whole_file`.
+    """
+    with whole_file(path) as file:
+        file.write(data)
+    return Path(path)
 
 
 def write_text(path: str | Path, text: str) -> Path:
