@@ -29,12 +29,9 @@ COMMANDS = (
     "score",
     "generate",
     "diffuse",
-<<<<<<< HEAD
     "prune",
     "lm_eval",
-=======
     "contrast",
->>>>>>> c7sample
     "memory",
     "models",
     "runners",
