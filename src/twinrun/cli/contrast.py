@@ -6,7 +6,7 @@ import importlib
 
 import typer
 
-COMMANDS = ("contrast_sample",)
+COMMANDS = ("contrast_sample", "contrast_show", "contrast_check")
 
 
 def register(app: typer.Typer) -> None:
