@@ -124,11 +124,11 @@ def _transformers_submodules() -> set[str]:
 def _transformers_problem(part: str, entry: Import, submodules: set[str]) -> str | None:
     if part == "models":
         return None
-    if part != "runners":
+    if part not in {"runners", "contrast"}:  # contrast trains with the Trainer
         return f"{part} must not import transformers: go through twinrun.models"
     head = _second_name(entry)
     if head.startswith("_") or head == "*" or head in submodules:
-        return f"runners may use the public top level of transformers only, not {entry.name}"
+        return f"{part} may use the public top level of transformers only, not {entry.name}"
     return None
 
 

@@ -56,7 +56,7 @@ def both(body, hidden, rotary, mask=None, at=None):
                     use_cache=slots is not None, is_causal=False,
                 )  # fmt: skip
             else:
-                found = lean(hidden, tables(body.config, rotary), mask, slots)
+                found = lean(hidden, tables(rotary), mask, slots)
         out.append((found, slots))
     return out
 
@@ -207,7 +207,7 @@ def test_whatever_it_would_pass_by_sends_it_back(what, monkeypatch):
     hidden, rotary = handed(body, 1, 4)
     lean = LeanLayer(body.layers[0])
     with torch.inference_mode():
-        turn = tables(body.config, rotary)
+        turn = tables(rotary)
         lean.look()
         assert lean(hidden, turn, None, None) is not None, "the control"
         with what(body.layers[0], monkeypatch):
@@ -221,7 +221,7 @@ def test_a_hook_that_comes_later_is_seen_at_the_next_call():
     lean = LeanLayer(body.layers[0])
     with torch.inference_mode():
         lean.look()
-        turn = tables(body.config, rotary)
+        turn = tables(rotary)
         with hook(body.layers[0], None):
             assert lean(hidden, turn, None, None) is None
         assert lean(hidden, turn, None, None) is not None
@@ -239,7 +239,7 @@ def test_what_is_not_known_is_left_to_the_layer(case):
     with torch.inference_mode():
         if case != "not looked":
             lean.look()
-        assert lean(hidden, tables(body.config, rotary), None, None) is None
+        assert lean(hidden, tables(rotary), None, None) is None
 
 
 def test_weights_are_read_anew():
@@ -248,7 +248,7 @@ def test_weights_are_read_anew():
     lean = LeanLayer(body.layers[0])
     with torch.inference_mode():
         lean.look()
-        turn = tables(body.config, rotary)
+        turn = tables(rotary)
         before = lean(hidden, turn, None, None)
         layer = body.layers[0]
         layer.mlp.up_proj.weight = nn.Parameter(layer.mlp.up_proj.weight * 2)

@@ -116,8 +116,12 @@ class TokenSkip:
     def choose(self, seen: Seen) -> Decision:
         """Compare every token with itself, in all rows and layers at once."""
         cosines = torch.cosine_similarity(seen.now.float(), seen.then.float(), dim=-1).clamp(max=1)
-        low, mean = cosines.amin(0), cosines.mean(0).clamp(max=1)
-        stable = (low >= self.outlier) & (mean > self.threshold)
+        low = mean = cosines[0]
+        if len(cosines) > 1:
+            low, mean = cosines.amin(0), cosines.mean(0).clamp(max=1)
+        stable = mean > self.threshold
+        if len(cosines) > 1 or self.outlier > self.threshold:
+            stable &= low >= self.outlier
         moved = seen.changed
         if self.neighbours:
             alone = moved.float()  # float64 where a verdict computes one precision up

@@ -203,6 +203,7 @@ def _clean_grid(
             for f in zoo.FAMILIES
             if cannot_be_pruned(_model(f, dtypes[0])) is None
             for d in dtypes
+            if (f, "kv-cache:dynamic", d) not in zoo.KNOWN
         ]
         return [(f, d, r) for f, d, r in whole if (f, r, d) not in zoo.KNOWN] + pruned + canvases
     return sorted({(family, d, fault.runners[0]) for fault, family, d in grid}) if which == "same" else []

@@ -38,18 +38,14 @@ _FIXED: dict[str, type] = {
     **dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), nn.Linear),
     "act_fn": SiLUActivation,
 }
+_READERS = ("q_proj", "k_proj", "v_proj")
 _CLASSES, _OWN = tuple(_FORWARDS), list(_FORWARDS.values())
 _ROTATE = llama.apply_rotary_pos_emb, qwen2.apply_rotary_pos_emb
 _SDPA = ALL_ATTENTION_FUNCTIONS.get("sdpa")
 
 
-def tables(config: Any, rotary: tuple[Tensor, Tensor]) -> Tables | None:
-    """Cosines and sines `[rows, tokens, head_dim]` as a lean layer takes them: made once for all layers of a step.
-
-    None for a model whose attention is of another kind than "sdpa".
-    """
-    if attention_kind(config) != "sdpa":
-        return None
+def tables(rotary: tuple[Tensor, Tensor]) -> Tables:
+    """Cosines and sines `[rows, tokens, head_dim]` as a lean layer takes them: made once for all layers of a step."""
     cos, sin = rotary
     half = sin.shape[-1] // 2
     return cos[:, :, None], torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)[:, :, None]
@@ -80,9 +76,7 @@ class LeanLayer:
         names = [_FIXED.get(name) for m in known for name, child in m._modules.items() if child not in known]
         self._kinds = [type(layer), attention, mlp, *(kind or norm for kind in names)]
 
-    def __call__(
-        self, hidden: Tensor, turn: Tables | None, mask: Tensor | None, slots: Any | None
-    ) -> Tensor | None:
+    def __call__(self, hidden: Tensor, turn: Tables, mask: Tensor | None, slots: Any | None) -> Tensor | None:
         """The layer on `[rows, tokens, width]`; None if only its own forward can run it as it stands.
 
         Args:
@@ -93,7 +87,7 @@ class LeanLayer:
 
         Cost: the products, and about forty calls of operators; looking at the modules takes some microseconds.
         """
-        if turn is None or not self._seen or any(self._hooks) or _is_watched():
+        if not self._seen or any(self._hooks) or _is_watched():
             return None
         if hidden.dtype != torch.float32 or hidden.device.type != "cpu":
             return None
@@ -102,7 +96,7 @@ class LeanLayer:
         parts, inner = self._layer._modules, attention._modules
         flat = hidden.reshape(-1, width)
         normed = _normed(parts["input_layernorm"], flat)
-        q, k, v = (_product(inner[name], normed) for name in ("q_proj", "k_proj", "v_proj"))
+        q, k, v = (_product(inner[name], normed) for name in _READERS)
         size = attention.head_dim
         heads = q.shape[-1] // size
         both = torch.cat((q, k), dim=-1).view(rows, tokens, -1, size)
@@ -112,9 +106,7 @@ class LeanLayer:
         values = v.view(rows, tokens, -1, size).transpose(1, 2)
         if slots is not None:
             keys, values = slots.update(keys, values, attention.layer_idx)
-        seen, _ = sdpa_attention_forward(
-            attention, query, keys, values, mask, scaling=attention.scaling, is_causal=False
-        )
+        seen = _attended(attention, query, keys, values, mask)
         flat = _product(inner["o_proj"], seen.reshape(rows * tokens, -1)).add_(flat)
         normed, inner = _normed(parts["post_attention_layernorm"], flat), self._mlp._modules
         gate = F.silu(_product(inner["gate_proj"], normed), inplace=True)
@@ -131,6 +123,7 @@ class LeanLayer:
             and [kind.forward for kind in _CLASSES] == _OWN  # type: ignore[attr-defined]  # every module has one
             and (llama.apply_rotary_pos_emb, qwen2.apply_rotary_pos_emb) == _ROTATE
             and ALL_ATTENTION_FUNCTIONS.get("sdpa") is _SDPA
+            and attention_kind(self._attention.config) == "sdpa"
             and not torch.is_autocast_enabled("cpu")
             and not torch.is_grad_enabled()
         )
@@ -141,6 +134,17 @@ class LeanLayer:
 def _is_watched() -> bool:
     """Whether a mode takes part in every operator."""
     return bool(torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack())
+
+
+def _attended(attention: Any, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention, `[rows, tokens, heads, head_dim]`; what transformers does about masks and groups is left to it."""
+    if mask is None and attention.num_key_value_groups == 1:
+        found = F.scaled_dot_product_attention(query, keys, values, scale=attention.scaling)
+        return found.transpose(1, 2)
+    out: Tensor = sdpa_attention_forward(
+        attention, query, keys, values, mask, scaling=attention.scaling, is_causal=False
+    )[0]
+    return out
 
 
 def _normed(norm: Any, hidden: Tensor) -> Tensor:

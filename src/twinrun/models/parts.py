@@ -49,7 +49,7 @@ class Parts:
         self._norm, self._head, self._tail = layout.norm, layout.head, layout.tail
         self._layers = layout.layers
         self._lean = [LeanLayer(layer) for layer in self._layers]
-        self._tables: list[tuple[Rotary, Tables | None]] = []
+        self._tables: list[tuple[Rotary, Tables]] = []
 
     @property
     def num_layers(self) -> int:
@@ -96,12 +96,12 @@ class Parts:
         found: Tensor = out if isinstance(out, Tensor) else out[0]
         return found
 
-    def _turn(self, rotary: Rotary) -> Tables | None:
+    def _turn(self, rotary: Rotary) -> Tables:
         """Tables of a step, made for the first of its layers; the last two are kept: a block's, and of some of it."""
         for known, found in self._tables:
             if known is rotary:
                 return found
-        found = tables(self.model.config, rotary)
+        found = tables(rotary)
         self._tables = [(rotary, found), *self._tables[:1]]
         return found
 

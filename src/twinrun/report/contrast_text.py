@@ -60,12 +60,11 @@ def _chosen(steps: Sequence[Mapping[str, Any]], most: int | None) -> list[Mappin
 
 
 def _steps(steps: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("step", justify="right")
-    table.add_column("token", no_wrap=True, max_width=18)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    table.add_column("\nstep", justify="right", no_wrap=True)
+    table.add_column("\ntoken", no_wrap=True, max_width=14)
     for name in (
-        "logits differ\nexpert", "\namateur", "probabilities\nexpert", "\namateur", "top-5 ids\nexp. am.",
-        "KL(E||A)\nsequential", "\none pass", "kept",
+        "logits\nexp.", "differ\nam.", "prob.\nexp.", "differ\nam.", "top-5\ne. a.", "KL(E||A)\nseq.", "\none pass", "\nkept",
     ):  # fmt: skip
         table.add_column(name, justify="right", no_wrap=True)
     for step in steps:
@@ -74,7 +73,7 @@ def _steps(steps: Sequence[Mapping[str, Any]]) -> Table:
         cells = [
             *(_number(side["logit_gap"]) for side in sides),
             *(_number(side["probability_gap"]) for side in sides),
-            "   ".join("=" if side["same_top"] else "≠" for side in sides),
+            "  ".join("=" if side["same_top"] else "≠" for side in sides),
             _number(step["kl_sequential"]),
             _number(step["kl_single"]),
             _kept(step),
@@ -91,25 +90,28 @@ def _kept(step: Mapping[str, Any]) -> str:
 
 def _models(record: Mapping[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("model", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
-    for name in ("logits\nat most", "probabilities\nat most", "top-5 ids\nsame", "KL, mean", "proposal's rule", "sequential", "one pass"):  # fmt: skip
-        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("sequential against one pass")
     for who in SIDES:
-        side = record["sides"][who]
-        failed = [words for key, words in RULES.items() if not side["proposal"][key]]
-        table.add_row(
-            Text(f"{who} {harmless(record[who])}, {record['dtype'][who]}"),
-            verdict_text(side["verdict"]["verdict"]),
-            _number(side["logit_gap_max"]),
-            _number(side["probability_gap_max"]),
-            f"{side['same_top']} of {record['steps']}",
-            _number(side["kl_mean"]),
-            Text("met" if not failed else "not met: " + ", ".join(failed)),
-            seconds(side["seconds"]["sequential"]),
-            seconds(side["seconds"]["single"]),
-        )
+        table.add_column(Text(f"{who}: {harmless(record[who])}, {record['dtype'][who]}"), max_width=26)
+    sides = [record["sides"][who] for who in SIDES]
+    table.add_row("verdict", *(verdict_text(side["verdict"]["verdict"]) for side in sides))
+    rows: dict[str, list[str]] = {
+        "logits differ by at most": [_number(side["logit_gap_max"]) for side in sides],
+        "probabilities differ by at most": [_number(side["probability_gap_max"]) for side in sides],
+        "top-5 ids the same": [f"{side['same_top']} of {record['steps']} steps" for side in sides],
+        "KL(sequential || one pass), mean": [_number(side["kl_mean"]) for side in sides],
+        "the proposal's tolerances": [_met(side["proposal"]) for side in sides],
+        "sequential": [seconds(side["seconds"]["sequential"]) for side in sides],
+        "one pass": [seconds(side["seconds"]["single"]) for side in sides],
+    }
+    for name, cells in rows.items():
+        table.add_row(name, *map(Text, cells))
     return table
+
+
+def _met(found: Mapping[str, bool]) -> str:
+    failed = [words for key, words in RULES.items() if not found[key]]
+    return "not met: " + ", ".join(failed) if failed else "met"
 
 
 def _number(value: float | None) -> str:
