@@ -67,13 +67,14 @@ def register(app: typer.Typer) -> None:
 
         check_thresholds(beta, 1.0)
         prompts = _prompts(prompt, data, limit)
-        models = [
+        ours, theirs = (
             open_model(m, dtype, device, trust_remote_code=trust_remote_code) for m in (expert, amateur)
-        ]
-        texts = answered_texts(*models, prompts, max_new_tokens=max_new_tokens, chat=chat)
+        )
+        texts = answered_texts(ours, theirs, prompts, max_new_tokens=max_new_tokens, chat=chat)
         with progress(None, "checking") as (bar, task):
             found = run_check(
-                *models,
+                ours,
+                theirs,
                 texts,
                 beta=beta,
                 sweep=sweep,

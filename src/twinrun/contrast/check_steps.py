@@ -66,7 +66,7 @@ def _contrast(expert: Tensor, amateur: Tensor) -> list[float]:
 
 def _compared(sequential: Tensor, single: Tensor) -> list[SideStep]:
     """Rows of logits of one model, one way against the other."""
-    a, b = sequential.float(), single.float()
+    a, b = sequential.double(), single.double()
     log_a, log_b = log_softmax(a), log_softmax(b)
     p, q = log_a.exp(), log_b.exp()
     k = min(TOP, a.shape[-1])

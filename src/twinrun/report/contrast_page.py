@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from twinrun.report import charts, contrast_view, html, view
+from twinrun.report import charts, contrast_view, html, view, words
 
 
 def render_contrast(record: Mapping[str, Any]) -> str:
@@ -21,7 +21,7 @@ def render_contrast(record: Mapping[str, Any]) -> str:
 
     Cost: about 1 kB a token with alternatives of both models, 150 bytes without.
     """
-    beta = float(record["settings"].get("beta", charts.BETA))
+    beta = float(record["settings"].get("beta", words.BETA))
     return html.document(
         "contrast.html.j2",
         record=record,

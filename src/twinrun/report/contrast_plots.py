@@ -87,18 +87,22 @@ def _cells(text: Mapping[str, Any], line: int) -> Iterator[_Cell]:
     """Cut tokens into pieces that fit the lines; a line break in a token ends its line."""
     column, chosen = 0, set(text["chosen"])
     for i, (token, kl) in enumerate(zip(text["tokens"], text["kl"], strict=True)):
+        shade, start, piece = heat(kl), column, ""
         for mark in _characters(token):
-            size = _columns(mark)
-            if column + size > COLUMNS:
-                line, column = line + 1, 0
-            yield _Cell(line, column, size, mark, heat(kl), i in chosen)
-            column += size
+            if column == COLUMNS:
+                if piece:
+                    yield _Cell(line, start, column - start, piece, shade, i in chosen)
+                line, column, start, piece = line + 1, 0, 0, ""
+            column, piece = column + 1, piece + mark
             if mark == "↵":
-                line, column = line + 1, 0
+                yield _Cell(line, start, column - start, piece, shade, i in chosen)
+                line, column, start, piece = line + 1, 0, 0, ""
+        if piece:
+            yield _Cell(line, start, column - start, piece, shade, i in chosen)
 
 
 def _characters(token: str) -> Iterator[str]:
-    """Characters with what they carry (accents), each without a glyph as a box."""
+    """Characters with what they carry (accents); each without a glyph as a box, which is one column wide."""
     mark = ""
     for character in visible(harmless(token)).replace("␣", " "):
         if mark and not unicodedata.combining(character):
@@ -107,10 +111,6 @@ def _characters(token: str) -> Iterator[str]:
         mark += character if _has_glyph(character) else "□"
     if mark:
         yield mark
-
-
-def _columns(mark: str) -> int:
-    return 2 if unicodedata.east_asian_width(mark[0]) in "WF" else 1
 
 
 @cache

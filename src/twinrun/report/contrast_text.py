@@ -64,7 +64,8 @@ def _steps(steps: Sequence[Mapping[str, Any]]) -> Table:
     table.add_column("\nstep", justify="right", no_wrap=True)
     table.add_column("\ntoken", no_wrap=True, max_width=14)
     for name in (
-        "logits\nexp.", "differ\nam.", "prob.\nexp.", "differ\nam.", "top-5\ne. a.", "KL(E||A)\nseq.", "\none pass", "\nkept",
+        "logits\nexp.", "differ\nam.", "prob.\nexp.", "differ\nam.", "top-5\ne. a.",
+        "KL(E||A)\nseq.", "\none pass", "\nkept",
     ):  # fmt: skip
         table.add_column(name, justify="right", no_wrap=True)
     for step in steps:

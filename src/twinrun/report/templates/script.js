@@ -32,8 +32,9 @@
     const head = node("p", "head");
     head.append(node("code", "", visible(found.token)), node("span", "", found.where || `position ${found.position}`));
     const chosen = target.classList.contains("chosen");
+    const word = "label" in found ? "kept" : "chosen";
     if (found.kl !== null) {
-      head.append(node("b", chosen ? "chosen" : "", `KL ${found.kl.toPrecision(3)} nats${chosen ? ", chosen" : ""}`));
+      head.append(node("b", chosen ? "chosen" : "", `KL ${found.kl.toPrecision(3)} nats${chosen ? `, ${word}` : ""}`));
     }
     const sides = node("div", "sides");
     for (const name of ["expert", "amateur", "label"]) {
