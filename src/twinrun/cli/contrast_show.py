@@ -10,7 +10,7 @@ import typer
 from twinrun.cli.common import DeviceOption, JsonOption, TrustOption, console, emit, open_model, progress
 
 if TYPE_CHECKING:
-    from twinrun.contrast.shown import Pair
+    from twinrun.contrast.shown_text import Pair
     from twinrun.contrast.store import SampleStore
 
 EPILOG = """Examples:

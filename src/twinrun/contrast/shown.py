@@ -10,20 +10,16 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from math import exp
 from typing import Any
 
 from twinrun.contrast.contrast import contrast
 from twinrun.contrast.identity import check_identity
-from twinrun.contrast.samples import StepSample
+from twinrun.contrast.shown_text import Pair, shown_text
 from twinrun.contrast.store import Sampled, SampleStore
 from twinrun.errors import ConfigError, SamplesError
-from twinrun.models.model import Model
 from twinrun.models.tokenizers import check_same_tokens
 from twinrun.records.tokens import ContrastedText
-from twinrun.runners.score import token_texts
 
-Pair = tuple[Model, Model]
 SCHEMA = "twinrun.contrast-shown/1"
 
 
@@ -94,7 +90,7 @@ def shown(
     picked = list(_picked(store, selection))
     known = {} if models is not None else _known_tokens(store)
     found = _contrasted(models, picked, selection.top_k)
-    texts = [_text(sampled, said, models, known) for sampled, said in zip(picked, found, strict=True)]
+    texts = [shown_text(sampled, said, models, known) for sampled, said in zip(picked, found, strict=True)]
     return {
         "schema": SCHEMA,
         "folder": store.folder.resolve().name,
@@ -168,52 +164,6 @@ def _contrasted(
         starts=[len(r.prompt_ids) for r in rows],
         top_k=top_k,
     )
-
-
-def _text(
-    sampled: Sampled, said: ContrastedText | None, models: Pair | None, known: dict[int, str]
-) -> dict[str, Any]:
-    row = sampled.trajectory
-    own = None if models is None else token_texts(models[0], row.answer_ids)
-    texts = own or [known.get(i, f"#{i}") for i in row.answer_ids]
-    start = len(row.prompt_ids)
-    return {
-        "prompt_id": row.prompt_id,
-        "question": row.question,
-        "answer": row.answer,
-        "finished": row.finished,
-        "start": start,
-        "token_ids": list(row.answer_ids),
-        "tokens": texts,
-        "unnamed": 0 if own else sum(i not in known for i in row.answer_ids),
-        "kl": list(row.kl) or [None] * len(row.answer_ids),
-        "chosen": [step.step for step in sampled.steps],
-        "labels": {step.step: _label(step) for step in sampled.steps},
-        **{
-            who: None if said is None else _alternatives(models, tops[start:])
-            for who, tops in (
-                ("expert", said.expert_top if said else []),
-                ("amateur", said.amateur_top if said else []),
-            )
-        },
-    }
-
-
-def _label(step: StepSample) -> list[tuple[str, float]]:
-    texts = step.tokens or tuple(f"#{i}" for i in step.token_ids)
-    return list(zip(texts, step.weights, strict=True))
-
-
-def _alternatives(
-    models: Pair | None, tops: Sequence[list[tuple[int, float]] | None]
-) -> list[list[tuple[str, float]]]:
-    """(text, probability) of the likeliest ids at each answer token."""
-    found = []
-    for pairs in tops:
-        ids = [i for i, _ in pairs or ()]
-        texts = (token_texts(models[0], ids) if models else None) or [f"#{i}" for i in ids]
-        found.append([(text, exp(p)) for text, (_, p) in zip(texts, pairs or (), strict=True)])
-    return found
 
 
 def _gap(picked: Sequence[Sampled], found: Sequence[ContrastedText | None]) -> float | None:
