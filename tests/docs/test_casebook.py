@@ -45,7 +45,9 @@ def table(text: str) -> dict[str, tuple[float, str, str]]:
     return {name: (float(loss), verdict, wrote) for name, loss, verdict, wrote in cells[1:]}
 
 
-@pytest.mark.parametrize("example", [GPT, LOGITS, PRUNED, pytest.param(SKIP, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "example", [GPT, LOGITS, *(pytest.param(e, marks=pytest.mark.slow) for e in (PRUNED, SKIP))]
+)
 def test_a_page_shows_what_its_example_prints(example: str) -> None:
     assert words(shown(example)) == words(printed(example)), AGAIN
 

@@ -14,7 +14,8 @@ from twinrun.numerics.blocks import StoredLogits
 number = st.floats(-20, 20, width=32)
 pairs = st.tuples(st.integers(1, 9), st.integers(1, 5)).flatmap(
     lambda size: st.tuples(
-        *[st.lists(st.lists(number, min_size=size[0], max_size=size[0]), min_size=size[1], max_size=size[1])] * 2
+        *[st.lists(st.lists(number, min_size=size[0], max_size=size[0]), min_size=size[1], max_size=size[1])]
+        * 2
     )
 )
 

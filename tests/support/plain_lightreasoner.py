@@ -62,7 +62,9 @@ class Plain:
         )  # fmt: skip
         answer = out.sequences[0][len(prompt) :].tolist()
         experts = [torch.softmax(score[0].float(), -1) for score in out.scores]
-        fed = [self.tokenizer(text + self.tokenizer.decode(answer[:n])).input_ids for n in range(1, len(answer))]
+        fed = [
+            self.tokenizer(text + self.tokenizer.decode(answer[:n])).input_ids for n in range(1, len(answer))
+        ]
         steps = []
         for step, amateur in enumerate(self.amateurs(fed), 1):
             found = self.judge(step, experts[step], amateur)

@@ -26,7 +26,9 @@ FILES = ("steps.jsonl", "trajectories.jsonl")
 @pytest.fixture
 def ray() -> Iterator[Any]:
     """A cluster of two slots on this machine, ended with the test."""
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # of a busy machine; read when ray is imported
+    os.environ.setdefault(
+        "RAY_raylet_start_wait_time_s", "300"
+    )  # of a busy machine; read when ray is imported
     found = pytest.importorskip("ray", reason="ray is not installed")
     found.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield found

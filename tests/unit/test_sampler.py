@@ -25,7 +25,9 @@ SHORT = SampleSettings(max_new_tokens=12, batch_size=3)
 
 
 def questions(*texts: str) -> Questions:
-    return Questions(items=tuple(Question(prompt_id=t, text=t, where=f"line {i}") for i, t in enumerate(texts, 1)))
+    return Questions(
+        items=tuple(Question(prompt_id=t, text=t, where=f"line {i}") for i, t in enumerate(texts, 1))
+    )
 
 
 def batch(sampler: Sampler, found: Questions) -> list[Sampled]:
@@ -47,7 +49,7 @@ def test_steps_are_those_of_the_public_algorithm_wherever_its_ids_survive(expert
         assert set(mine) - near == set(wanted) - near
         for step in mine.keys() & wanted.keys():
             weights = dict(zip(mine[step].token_ids, mine[step].weights, strict=True))
-            assert list(sorted(weights)) == wanted[step].token_ids
+            assert sorted(weights) == wanted[step].token_ids
             assert [weights[i] for i in sorted(weights)] == pytest.approx(wanted[step].weights, abs=1e-3)
             assert mine[step].kl == pytest.approx(wanted[step].kl, rel=1e-3)
             compared += 1
@@ -80,7 +82,9 @@ def test_drawn_answers_do_not_depend_on_the_batch(expert, amateur):
     def answers(size: int) -> list[tuple[int, ...]]:
         sampler = Sampler(expert, amateur, SampleSettings(batch_size=size, **drawn))
         plan = Plan.of(sampler, data)
-        return [s.trajectory.answer_ids for n in range(plan.num_batches) for s in sampler.sample(plan.batch(n))]
+        return [
+            s.trajectory.answer_ids for n in range(plan.num_batches) for s in sampler.sample(plan.batch(n))
+        ]
 
     assert answers(1) == answers(2) == answers(5)
     assert answers(5) != [s.trajectory.answer_ids for s in batch(Sampler(expert, amateur, SHORT), data)]
@@ -133,7 +137,9 @@ def test_an_answer_without_text_gives_no_step_and_is_counted(amateur, expert, tm
     assert next(SampleStore(tmp_path).trajectories()).answer_ids == (end,)
 
 
-def test_prompts_beyond_the_context_are_refused_before_anything_runs_or_passed_over(expert, amateur, tmp_path):
+def test_prompts_beyond_the_context_are_refused_before_anything_runs_or_passed_over(
+    expert, amateur, tmp_path
+):
     data = questions("Tom has 3 apples.", "Tom has 3 apples. " * 400, "Ann has 4 apples.")
     with pytest.raises(ConfigError, match=r"^line 2: prompt of .* exceeds the context of builtin:expert"):
         sample(expert, amateur, data, tmp_path / "a", settings=SHORT)
@@ -142,7 +148,14 @@ def test_prompts_beyond_the_context_are_refused_before_anything_runs_or_passed_o
     assert (report.problems, len(report.bad)) == (2, 1)
     assert [t.index for t in SampleStore(tmp_path / "b").trajectories()] == [0, 1]
     with pytest.raises(ConfigError, match="no problem is left"):
-        sample(expert, amateur, questions("Tom has 3 apples. " * 400), tmp_path / "c", settings=SHORT, skip_bad=True)
+        sample(
+            expert,
+            amateur,
+            questions("Tom has 3 apples. " * 400),
+            tmp_path / "c",
+            settings=SHORT,
+            skip_bad=True,
+        )
 
 
 def padded(model: tr.Model, rows: int) -> tr.Model:
@@ -152,7 +165,9 @@ def padded(model: tr.Model, rows: int) -> tr.Model:
     return tr.load(core, model.tokenizer)
 
 
-def test_unequal_vocabularies_are_compared_on_the_shared_ids_and_the_rest_is_reported(expert, amateur, tmp_path):
+def test_unequal_vocabularies_are_compared_on_the_shared_ids_and_the_rest_is_reported(
+    expert, amateur, tmp_path
+):
     data = read_questions("builtin:arithmetic", limit=2)
     plain = batch(Sampler(expert, amateur, SHORT), data)
     wide = padded(amateur, amateur.vocab_size + 64)
@@ -233,7 +248,14 @@ def test_a_resume_with_other_settings_models_or_data_is_refused(expert, amateur,
 
 @pytest.mark.parametrize(
     "settings",
-    [{"max_new_tokens": 0}, {"batch_size": 0}, {"first_step": -1}, {"chat": "maybe"}, {"temperature": -1}, {"beta": -1}],
+    [
+        {"max_new_tokens": 0},
+        {"batch_size": 0},
+        {"first_step": -1},
+        {"chat": "maybe"},
+        {"temperature": -1},
+        {"beta": -1},
+    ],
 )
 def test_settings_outside_their_range_cannot_be_built(settings):
     with pytest.raises(ConfigError):

@@ -32,13 +32,18 @@ def assert_same(
     assert found.kl == pytest.approx(values, rel=off, abs=off)
     assert [label.step for label in found.labels] == list(labels)
     for label in found.labels:
-        assert dict(zip(label.token_ids, label.weights, strict=True)) == pytest.approx(labels[label.step], abs=off)
+        assert dict(zip(label.token_ids, label.weights, strict=True)) == pytest.approx(
+            labels[label.step], abs=off
+        )
         assert label.kl == found.kl[label.step]
 
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("alpha", [0.2, 0.01, 1.0])
-@pytest.mark.parametrize(("widths", "dtype"), [((37, 37), torch.float32), ((41, 33), torch.float32), ((37, 37), torch.bfloat16)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("widths", "dtype"),
+    [((37, 37), torch.float32), ((41, 33), torch.float32), ((37, 37), torch.bfloat16)],
+)
 def test_steps_and_weights_are_those_of_the_loops(seed, alpha, widths, dtype):
     e, a = (logits(23, w, seed + 10 * i).to(dtype) for i, w in enumerate(widths))
     a = torch.where(torch.arange(23)[:, None] % 2 == 0, e[:, : widths[1]] + 0.1 * a, a)  # some rows are alike
@@ -85,7 +90,7 @@ def test_mass_beyond_the_shorter_vocabulary_is_reported():
 
 
 def test_a_small_epsilon_would_change_what_is_said():
-    """The public code adds 1e-12 to both sides; where the amateur gives less, the ratio is no longer the models' own."""
+    """The public code adds 1e-12 to both sides; where the amateur gives less, the ratio is not the models' own."""
     e, a = torch.tensor([[0.0, -0.5, -90.0]]), torch.tensor([[-50.0, -60.0, 0.0]])
     right = both(e, a).labels[0]
     saturated = softmax([math.log(p) - math.log(1e-12) for p in softmax([0.0, -0.5])])
