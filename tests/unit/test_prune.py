@@ -470,3 +470,11 @@ def test_one_precision_up_the_choice_is_taken_over_in_whichever_batch() -> None:
         fresh.score(ROWS[0], 36)
     assert fresh.last is not None
     assert fresh.last.kept_positions() != kept[0]
+
+
+@pytest.mark.parametrize("schedule", [{1: 0.7, 2: 0.4}, {1: 0.5}])
+@pytest.mark.parametrize("family", ["qwen3moe", "deepseek3", "mixtral"])
+def test_routers_that_saw_fewer_tokens_leave_no_routes(family: str, schedule: Any) -> None:
+    p = pruned(family, schedule=schedule)
+    assert p.score(ids(44), 40).routes is None
+    assert p.score(ids(9), 5).routes is not None  # the control: nothing is dropped from five tokens
