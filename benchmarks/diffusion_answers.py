@@ -21,7 +21,6 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,7 +56,7 @@ class Config:
         default=600.0, metadata={"help": "stop asking after so long; the record says how many"}
     )
     parts: str = field(
-        default=str(RESULTS / "diffusion_answers.parts.jsonl"), metadata={"help": "answers so far"}
+        default="diffusion_answers.parts.jsonl", metadata={"help": "answers so far, in benchmarks/results"}
     )
 
     @classmethod
@@ -133,10 +132,11 @@ def _answer(runner: tr.Diffusion, item: Problem, room: int) -> dict[str, Any]:
 
 def _read(parts: str) -> dict[tuple[str, int], dict[str, Any]]:
     """Answers of an earlier run; a line that was cut off is asked again."""
-    if not parts or not Path(parts).exists():
+    path = RESULTS / parts
+    if not parts or not path.exists():
         return {}
     found = {}
-    for line in Path(parts).read_text("utf-8").splitlines():
+    for line in path.read_text("utf-8").splitlines():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
@@ -147,7 +147,7 @@ def _read(parts: str) -> dict[tuple[str, int], dict[str, Any]]:
 
 def _write(parts: str, key: tuple[str, int], answer: dict[str, Any]) -> None:
     if parts:
-        with Path(parts).open("a", encoding="utf-8") as file:
+        with (RESULTS / parts).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"where": key[0], "number": key[1], "answer": answer}) + "\n")
 
 

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CASEBOOK = ROOT / "docs" / "casebook"
 GPT, LOGITS, SKIP = "teaching_gpt_cache", "half_precision_logits", "token_skip"
-PRUNED, SAMPLING = "pruned_prefill", "contrast_sampling"
+PRUNED, SAMPLING = "pruned_prefill", "lightreasoner"
 NUMBER = re.compile(r"(?<![\w.])-?(?:\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?)(?![\w.]*\d)")
 AGAIN = "run python scripts/casebook_pages.py and read the page again"
 

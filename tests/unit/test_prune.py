@@ -441,3 +441,40 @@ def test_a_mask_of_two_axes_is_cut_as_flash_attention_wants_it() -> None:
     p.model.config._attn_implementation_internal = "stand_in"  # the control: gaps are handed over
     with pytest.raises(AssertionError):
         p.generate(ROWS[0], 8, stop_at_eos=False)
+
+
+def test_one_precision_up_the_choice_is_taken_over_in_whichever_batch() -> None:
+    """Scores that rounding decides: made anew in float64 the choice would be another one."""
+
+    class Rounding:
+        name = "rounding"
+
+        def score(self, seen: Any) -> torch.Tensor:
+            return (seen.hidden.sum(-1).float() * 1e9).remainder(1.0)
+
+    p = pruned(selector=Rounding())
+    starts = [36, 15, 29]
+    kept = []
+    for row, start in zip(ROWS, starts, strict=True):
+        p.score(row, start)
+        assert p.last is not None
+        kept.append(p.last.kept_positions())
+    with p.raised():
+        p.score_batch(ROWS, starts)
+        assert p.last.replayed
+        assert [p.last.kept_positions(i) for i in range(3)] == kept
+        p.score(ids(40, seed=77), 36)  # the control: a prompt that was never scored is chosen for anew
+        assert not p.last.replayed
+    fresh = pruned(selector=Rounding())
+    with fresh.raised():
+        fresh.score(ROWS[0], 36)
+    assert fresh.last is not None
+    assert fresh.last.kept_positions() != kept[0]
+
+
+@pytest.mark.parametrize("schedule", [{1: 0.7, 2: 0.4}, {1: 0.5}])
+@pytest.mark.parametrize("family", ["qwen3moe", "deepseek3", "mixtral"])
+def test_routers_that_saw_fewer_tokens_leave_no_routes(family: str, schedule: Any) -> None:
+    p = pruned(family, schedule=schedule)
+    assert p.score(ids(44), 40).routes is None
+    assert p.score(ids(9), 5).routes is not None  # the control: nothing is dropped from five tokens

@@ -47,12 +47,19 @@ def test_one_id_with_two_texts_is_refused_whatever_is_skipped(tmp_path):
 
 @pytest.mark.parametrize(
     ("line", "words"),
-    [("{", "not valid JSON"), ("[1]", "list, not an object"), ('{"answer": "7"}', "no text under 'question'"),
-     ('{"question": "  "}', "no text"),
-     ('{"question": 7}', "no text"), ('{"question": "x", "id": [1]}', "'id' is list"),
-     ('{"question": "x", "id": true}', "'id' is bool"), (b'{"question": "\xff"}', "not valid JSON"),
-     ('{"question": "\\ud800"}', "surrogate"), ('{"question": "x", "id": "\\ud800"}', "surrogate")],
-)  # fmt: skip
+    [
+        ("{", "not valid JSON"),
+        ("[1]", "list, not an object"),
+        ('{"answer": "7"}', "no text under 'question'"),
+        ('{"question": "  "}', "no text"),
+        ('{"question": 7}', "no text"),
+        ('{"question": "x", "id": [1]}', "'id' is list"),
+        ('{"question": "x", "id": true}', "'id' is bool"),
+        (b'{"question": "\xff"}', "not valid JSON"),
+        ('{"question": "\\ud800"}', "surrogate"),
+        ('{"question": "x", "id": "\\ud800"}', "surrogate"),
+    ],
+)
 def test_a_malformed_line_is_named_and_passed_over_only_if_asked_for(tmp_path, line, words):
     path = file_of(tmp_path, GOOD, "", line, '{"question": "z"}')
     with pytest.raises(ConfigError, match=rf"data.jsonl line 3.*{words}.*--skip-bad") as caught:

@@ -43,10 +43,16 @@ def sampled(i: int, *, refused: str | None = None) -> Sampled:
     )
     ids = tuple(rng.randrange(50_000) for _ in range(5))
     row = Trajectory(
-        prompt_id=name, question=f"How?\n{i}", prompt_ids=ids, answer_ids=ids[:3], answer="7\ufffd",
-        finished=i % 2 == 0, index=i,
-        kl=tuple(np.array([0.1, 1e-9, 3.3], np.float32).tolist()), dropped_mass=float(np.float32(0.1)),
-    )  # fmt: skip
+        prompt_id=name,
+        question=f"How?\n{i}",
+        prompt_ids=ids,
+        answer_ids=ids[:3],
+        answer="7\ufffd",
+        finished=i % 2 == 0,
+        index=i,
+        kl=tuple(np.array([0.1, 1e-9, 3.3], np.float32).tolist()),
+        dropped_mass=float(np.float32(0.1)),
+    )
     return Sampled(trajectory=row, steps=() if refused else (step,), refused=refused)
 
 
@@ -218,9 +224,13 @@ def begun(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("key", "change"),
-    [("settings.beta", {"settings": {"beta": 0.5}}), ("expert.digest", {"expert": {"digest": "x"}}),
-     ("amateur.digest", {"amateur": {"digest": "x"}}), ("data.sha256", {"data": {"sha256": "x"}})],
-)  # fmt: skip
+    [
+        ("settings.beta", {"settings": {"beta": 0.5}}),
+        ("expert.digest", {"expert": {"digest": "x"}}),
+        ("amateur.digest", {"amateur": {"digest": "x"}}),
+        ("data.sha256", {"data": {"sha256": "x"}}),
+    ],
+)
 def test_another_run_is_refused_in_one_line(begun, key, change):
     with pytest.raises(
         SamplesError, match=f"sampled with {key} = .*this run has .*give another --out"
@@ -268,13 +278,20 @@ ROW = BATCHES[0][0].trajectory.to_json()
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"weights": [0.5, 0.6], "token_ids": [1, 2], "tokens": []}, "sum to 1"), ({"weights": []}, "weights"),
-     ({"token_ids": [], "weights": [], "tokens": []}, "at least one"), ({"step": -1}, "count from 0"),
-     ({"kl": None}, "finite"), ({"kl": "x"}, "not a row"),
-     ({"kl": float("inf")}, "finite"), ({"token_ids": [1.5]}, "no integer"),
-     ({"prompt_id": 7}, "not text"), ({"weights": [float("nan")], "token_ids": [1], "tokens": []}, "sum to 1"),
-     ({"tokens": ["a"] * 9}, "9 tokens with")],
-)  # fmt: skip
+    [
+        ({"weights": [0.5, 0.6], "token_ids": [1, 2], "tokens": []}, "sum to 1"),
+        ({"weights": []}, "weights"),
+        ({"token_ids": [], "weights": [], "tokens": []}, "at least one"),
+        ({"step": -1}, "count from 0"),
+        ({"kl": None}, "finite"),
+        ({"kl": "x"}, "not a row"),
+        ({"kl": float("inf")}, "finite"),
+        ({"token_ids": [1.5]}, "no integer"),
+        ({"prompt_id": 7}, "not text"),
+        ({"weights": [float("nan")], "token_ids": [1], "tokens": []}, "sum to 1"),
+        ({"tokens": ["a"] * 9}, "9 tokens with"),
+    ],
+)
 def test_rows_that_are_no_samples_are_named(tmp_path, change, words):
     path = tmp_path / "steps.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in (STEP, {**STEP, **change})))

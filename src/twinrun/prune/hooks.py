@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakSet
@@ -31,8 +31,8 @@ class Hooks:
         self._wants_width = wants_width(model.core, model.layout)
         self._rows_asked = 1
         self._extends = self._is_paused = False
-        self.replay: Sequence[Tensor] = ()
-        """Columns to keep, by stage, instead of choosing; for the next prefill of the same rows."""
+        self.replay: Mapping[int, Tensor] = {}
+        """Columns to keep, by layer, instead of choosing; for the next prefill of the same rows."""
         self.last: Prefill | None = None
 
     @property
@@ -80,13 +80,13 @@ class Hooks:
             yield
 
     @contextmanager
-    def replaying(self, choice: Sequence[Tensor]) -> Iterator[None]:
-        """Inside the block prompts keep these columns, by stage, and no selector is asked."""
+    def replaying(self, choice: Mapping[int, Tensor]) -> Iterator[None]:
+        """Inside the block prompts keep these columns, by layer, and no selector is asked."""
         self.replay = choice
         try:
             yield
         finally:
-            self.replay = ()
+            self.replay = {}
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,10 +73,10 @@ class Cuts:
 class PrefillPass:
     """The forward over the prompt. Stages drop tokens; every layer behind gets arguments for those that are left."""
 
-    def __init__(self, rule: Rule, prompt: Prompt, replay: Sequence[Tensor] = ()) -> None:
+    def __init__(self, rule: Rule, prompt: Prompt, replay: Mapping[int, Tensor] | None = None) -> None:
         """Work out, from lengths alone, how many tokens of each row every stage keeps."""
         per_row = [rule.schedule.kept(length, rule.protection) for length in prompt.lengths]
-        self._rule, self._prompt, self._replay = rule, prompt, list(replay)
+        self._rule, self._prompt, self._replay = rule, prompt, replay or {}
         self._keep = {layer: tuple(row[i] for row in per_row) for i, layer in enumerate(rule.schedule.layers)}
         self._counts = prompt.lengths
         self._at: Tensor | None = None
@@ -122,8 +122,8 @@ class PrefillPass:
         """Slots of the current tokens that this stage keeps, and its entry in the record."""
         scores = None
         number = len(self.record.stages)
-        if number < len(self._replay):
-            wanted = self._replay[number].to(call.hidden.device)
+        if call.layer in self._replay:
+            wanted = self._replay[call.layer].to(self._positions.device)
             slots = wanted if self._at is None else torch.searchsorted(self._at, wanted)
         else:
             scores = self._rule.selector.score(self._seen(call, handed, number))

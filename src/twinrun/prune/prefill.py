@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,8 +122,3 @@ class Prefill:
                 for stage in self.stages
             ],
         }
-
-
-def choices_of(prefill: Prefill | None) -> Sequence[Tensor]:
-    """Columns kept by each stage, to be replayed."""
-    return () if prefill is None else [stage.at for stage in prefill.stages]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from twinrun.models.model import Model
 from twinrun.numerics.logits_policy import LogitsPolicy
 from twinrun.prune.hooks import Hooks
 from twinrun.prune.passing import Rule
-from twinrun.prune.prefill import Prefill, choices_of
+from twinrun.prune.prefill import Prefill
 from twinrun.prune.protection import Protection
 from twinrun.prune.refusals import refuse_model
+from twinrun.prune.replay import Choices
 from twinrun.prune.schedule import Schedule
 from twinrun.prune.scorer import Scorer
 from twinrun.prune.selector import Selector
@@ -100,7 +101,7 @@ class Pruned(KVCache):
             ),
         )
         self._is_ours = False
-        self._chosen: tuple[tuple[tuple[int, ...], ...], Sequence[Tensor]] | None = None
+        self._choices = Choices()
 
     @property
     def name(self) -> str:
@@ -186,13 +187,13 @@ class Pruned(KVCache):
         """Score behind pruned prompts. One precision up the choice of the deployed precision is replayed.
 
         A choice is a decision, like a token: whoever asks what rounding does behind it must not let it be made anew.
-        Rows that were not scored in the deployed precision just before are chosen for afresh.
+        Prompts that were not scored in the deployed precision lately are chosen for afresh.
         """
-        prompts = tuple(tuple(row[:start]) for row, start in zip(rows, starts, strict=True))
+        prompts = [row[:start] for row, start in zip(rows, starts, strict=True)]
         is_up = self.model.cast_number > 0
-        replay = self._chosen[1] if is_up and self._chosen is not None and self._chosen[0] == prompts else ()
+        replay = self._choices.of(prompts, self.schedule.layers) if is_up else {}
         with self._running(), self._hooks.replaying(replay) if replay else nullcontext():
             found = super()._score(rows, starts)
         if not is_up:
-            self._chosen = (prompts, choices_of(self.last))
+            self._choices.note(prompts, self.last)
         return found

@@ -61,11 +61,13 @@ class RouteRecorder:
 
     def end_forward(self, shape: torch.Size) -> None:
         """Close one forward on `[rows, tokens]`: stack its routers to `[layers, rows, tokens, k]`."""
-        if len({ids.shape for ids, _ in self._now}) > 1:  # a pruned prefill: layers saw other tokens
+        rows, tokens = shape
+        if any(
+            len(ids) != rows * tokens for ids, _ in self._now
+        ):  # a pruned prefill: layers saw other tokens
             self._is_ragged = True
         elif len(self._now) == self._num_routers and self._num_routers:
             ids, logits = (torch.stack(column) for column in zip(*self._now, strict=True))
-            rows, tokens = shape
             self.forwards.append(
                 (ids.view(len(ids), rows, tokens, -1), logits.view(len(ids), rows, tokens, -1))
             )

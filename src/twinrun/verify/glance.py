@@ -96,7 +96,13 @@ def _seen(side: Any, row: tuple[int, ...], held: Held) -> Activations:
             side.score_batch([list(row)], [len(row)])
     # A model that is new to its runner is tried on ids of its own first: such a forward is no step.
     own = (f for f in found.forwards if any(stop > first for first, stop in f.fresh))
-    found.forwards = [replace(forward, index=number) for number, forward in enumerate(own)]
+    kept = list(own)
+    number_of = {forward.index: number for number, forward in enumerate(kept)}
+    found.forwards = [replace(forward, index=number) for number, forward in enumerate(kept)]
+    for one in found.rows:
+        if one.step_of is not None:
+            steps = [number_of.get(step, -1) for step in one.step_of.tolist()]
+            one.step_of = torch.tensor(steps, dtype=one.step_of.dtype)
     return found
 
 
