@@ -309,7 +309,7 @@ def _close(
 ) -> Trained:
     """Write log and record, the record last: a folder that has it is finished."""
     rows = [row for row in state.log_history if "train_runtime" not in row]
-    write_text(folder / LOG, "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(folder / LOG, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
     cost = Cost.of(lessons)
     best = state.best_global_step
     trained = Trained(

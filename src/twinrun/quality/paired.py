@@ -92,4 +92,4 @@ def sign_p(better: int, worse: int) -> float:
     """
     count = better + worse
     tail = sum(math.comb(count, k) for k in range(min(better, worse) + 1))
-    return min(1.0, 2 * tail / float(2**count))
+    return float(min(1.0, 2 * tail / 2**count))
