@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 from transformers.utils import logging as hf_logging
 
 import twinrun as tr
-from twinrun.bench.timing import Timing, interleave
+from twinrun.bench.timing import AGAIN, Timing, ratio
 from twinrun.models.int8 import Int8Linear
 from twinrun.runners.forward import forward
 from twinrun.runners.runner import ModelRunner
@@ -21,6 +21,10 @@ Arm = Callable[[], Any]
 INT8_BUDGET = {"kl": 0.01}
 """What rounding weights to int8 may cost: mean KL in nats a position. On random weights top tokens are near ties, so
 their share stands in the record (`top1_agreement`) and is not bounded."""
+WIDE = (768, 50_176)
+"""Matrices of the widest reading: as deep as GPT-2 is wide, as wide as its vocabulary, in whole rows of 4,096."""
+PASSES = 4
+"""Passes over the buffer in one timed reading: a quarter of a second on two cores."""
 hf_logging.set_verbosity_error()
 
 
@@ -96,29 +100,86 @@ def bytes_per_token(model: tr.Model, context: int) -> int:
     return total + kv * context
 
 
-def bandwidth_arms(device: str, gigabytes: float) -> tuple[dict[str, Arm], int]:
-    """Reads of memory much larger than a cache, two ways: a sum, and a matrix times a vector. Also their bytes."""
-    rows = max(1, int(gigabytes * 1e9 / 4 / 4096))
-    matrix = torch.ones(rows, 4096, device=device)
-    vector = torch.ones(4096, device=device)
-    return {
-        "read: sum": lambda: matrix.sum(),
-        "read: matrix times vector": lambda: torch.mv(matrix, vector),
-    }, matrix.numel() * 4
+def reading_arms(device: str, gigabytes: float) -> tuple[dict[str, Arm], int]:
+    """Reads of memory larger than a cache, three ways, to be timed in turns with what is held against them.
 
-
-def measure_bandwidth(device: str, gigabytes: float, repeats: int) -> dict[str, Any]:
-    """Read bandwidth in bytes a second: the better of both ways, each the median of its rounds."""
-    say(f"read bandwidth over {gigabytes:g} GB")
-    arms, size = bandwidth_arms(device, gigabytes)
-    with torch.inference_mode():
-        timings = interleave(arms, repeats=repeats)
-    rates = {name: size / timings[name].seconds_median for name in arms}
-    return {
-        "bytes_read": size,
-        "bytes_per_second_by_way": rates,
-        "bytes_per_second": max(rates.values()),
+    A sum; a matrix with rows of 4,096 times a vector; a vector times matrices as wide as a vocabulary, whose long rows
+    were the fastest to read of a dozen shapes. Also returns the bytes that one call of each reads.
+    """
+    deep, wide = WIDE
+    count = max(1, round(gigabytes * 1e9 / 4 / deep / wide))
+    buffer = torch.ones(count * deep * wide, device=device)
+    rows, matrices = buffer.view(-1, 4096), buffer.view(count, deep, wide)
+    long, short = torch.ones(4096, device=device), torch.ones(1, deep, device=device)
+    out = torch.empty(1, wide, device=device)
+    ways: dict[str, Arm] = {
+        "read: sum": lambda: buffer.sum(),
+        "read: matrix times vector": lambda: torch.mv(rows, long),
+        "read: vector times wide matrices": lambda: [torch.mm(short, m, out=out) for m in matrices],
     }
+    return {name: _repeated(way) for name, way in ways.items()}, PASSES * buffer.numel() * 4
+
+
+def _repeated(way: Arm) -> Arm:
+    def run() -> None:
+        with torch.inference_mode():
+            for _ in range(PASSES):
+                way()
+
+    return run
+
+
+def ceiling(timings: Mapping[str, Timing], num_bytes: int) -> dict[str, Any]:
+    """Read bandwidth in bytes a second: each way the median of its rounds, and the median of the rounds' best."""
+    ways = {name: t for name, t in timings.items() if name.startswith("read: ") and not name.endswith(AGAIN)}
+    return {
+        "bytes_read": num_bytes // PASSES,
+        "bytes_per_second_by_way": {name: num_bytes / t.seconds_median for name, t in ways.items()},
+        "bytes_per_second": num_bytes / _least(timings).seconds_median,
+    }
+
+
+def _least(timings: Mapping[str, Timing]) -> Timing:
+    """Seconds of the fastest way to read, round by round."""
+    ways = [t.samples for name, t in timings.items() if name.startswith("read: ")]
+    return Timing.of([min(samples) for samples in zip(*ways, strict=True)])
+
+
+class DecodeTimes:
+    """Seconds of timed runs without their prompts: `keep` is called by `interleave` with every run."""
+
+    def __init__(self) -> None:
+        self._prompts: dict[str, list[float]] = {}
+        self.steps = 0
+
+    def keep(self, name: str, result: Any) -> None:
+        """Note how long the first token of a run of ours took, its prompt's forward included."""
+        if isinstance(result, tr.Run):
+            self._prompts.setdefault(name, []).append(result.steps[0].seconds)
+            self.steps = len(result.steps) - 1
+
+    def share(
+        self, name: str, timings: Mapping[str, Timing], read_bytes: int, num_bytes: int
+    ) -> dict[str, Any]:
+        """Bytes a second that steps must read, over the best reading of the same round: median, p10 and p90.
+
+        Args:
+            name: an arm.
+            timings: of `interleave`, reading arms among them.
+            read_bytes: bytes that a step must read.
+            num_bytes: bytes that a reading arm reads.
+        """
+        wall, prompts = timings[name].samples, self._prompts[name]
+        decode = Timing.of([all_ - first for all_, first in zip(wall, prompts, strict=True)])
+        at_ceiling = Timing.of([self.steps * read_bytes * s / num_bytes for s in _least(timings).samples])
+        found = ratio(at_ceiling, decode)
+        return {
+            "share_median": found.median,
+            "share_p10": found.p10,
+            "share_p90": found.p90,
+            "seconds_per_token": decode.seconds_median / self.steps,
+            "bytes_per_token": read_bytes,
+        }
 
 
 def judged(
@@ -157,7 +218,11 @@ def lossy_passes(verdicts: dict[str, Any]) -> dict[str, Any]:
     return {**bar, "at_least": len(verdicts), "passed": good == len(verdicts)}
 
 
-def step_costs(runs: dict[str, tr.Run]) -> dict[str, Any]:
-    """Seconds that fast steps took before they were fast, and how many steps they ran, by arm."""
+def step_costs(runs: Mapping[str, Any]) -> dict[str, Any]:
+    """Seconds that fast steps took before they were fast, and how many steps they ran, by arm of ours."""
     keys = ("step", "capture_seconds", "compile_seconds", "steps_replayed")
-    return {name: {k: run.settings[k] for k in keys if k in run.settings} for name, run in runs.items()}
+    return {
+        name: {k: run.settings[k] for k in keys if k in run.settings}
+        for name, run in runs.items()
+        if isinstance(run, tr.Run)
+    }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
 from _record import say
 
 import twinrun as tr
@@ -128,6 +130,29 @@ def row(
 
 def _texts(a: Sequence[tr.DiffusionRun], b: Sequence[tr.DiffusionRun]) -> list[tuple[list[int], list[int]]]:
     return [(x.tokens[0], y.tokens[0]) for x, y in zip(a, b, strict=True)]
+
+
+def products(model: tr.Model, tokens: int, room: int, repeats: int = 30) -> float:
+    """Seconds of the matrix products and the attention of all layers for `tokens` tokens of one row, nothing else.
+
+    Layer by layer on random states, against `room` keys: what a forward would take if all else took no time.
+    """
+    layers, size = model.layout.layers, int(model.config.hidden_size)
+    heads, dim = int(model.config.num_attention_heads), size // int(model.config.num_attention_heads)
+    states = torch.randn(tokens, size)
+    query, keys = torch.randn(1, tokens, heads, dim).transpose(1, 2), torch.randn(1, room, heads, dim)
+    seen, wide = keys.transpose(1, 2), torch.randn(tokens, int(model.config.intermediate_size))
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(repeats):
+            began = time.perf_counter()
+            for layer in layers:
+                for name, part in layer.named_modules():
+                    if isinstance(part, torch.nn.Linear):
+                        torch.nn.functional.linear(wide if "down" in name else states, part.weight)
+                torch.nn.functional.scaled_dot_product_attention(query, seen, seen)
+            seconds.append(time.perf_counter() - began)
+    return sorted(seconds)[repeats // 2]
 
 
 def runners(model: tr.Model, block: int, kinds: dict[str, dict[str, Any]]) -> dict[str, tr.Diffusion]:

@@ -2,8 +2,11 @@
 
 Bars: at least 13 times recompute at 256 new tokens behind a long prompt; no slower than transformers `generate` in
 float32; at least 1.7 times that with bfloat16 weights; our best float32 step at 80 % or more of the read bandwidth
-measured in the same process. A verdict of `twinrun.verify` stands beside every timed way; int8 weights are lossy, with
+measured in the same rounds. A verdict of `twinrun.verify` stands beside every timed way; int8 weights are lossy, with
 their KL.
+
+The share of the bandwidth: weights that a step must read (the token table once, as the head), keys and values of the
+mean context, over the time from the first token to the last, over the best of three ways to read 2 GB in that round.
 
 What a cache can gain over recomputing is bounded by the machine, its arithmetic against its memory, and by the length
 of the text: `against_recompute` gives for a short prompt and a long one the ratio measured, and the bound: the time of
@@ -24,13 +27,15 @@ from typing import Any
 import torch
 from _decode import (
     INT8_BUDGET,
+    DecodeTimes,
     SampledRecompute,
     all_pass,
     bytes_per_token,
+    ceiling,
     judged,
     lossy_passes,
-    measure_bandwidth,
     ours,
+    reading_arms,
     step_costs,
     theirs,
 )
@@ -69,7 +74,6 @@ class Config:
     strata: int = field(default=16, metadata={"help": "prefix lengths of recompute timed in one round"})
     judge_tokens: int = field(default=64, metadata={"help": "tokens of the text that verdicts cover"})
     read_gigabytes: float = field(default=2.0, metadata={"help": "memory read to measure bandwidth"})
-    read_repeats: int = field(default=10, metadata={"help": "rounds of that"})
     seed: int = field(default=0, metadata={"help": "of weights and tokens"})
 
     @classmethod
@@ -83,7 +87,6 @@ class Config:
             plain_repeats=2,
             judge_tokens=16,
             read_gigabytes=0.05,
-            read_repeats=2,
             **sizes,
         )
 
@@ -117,10 +120,16 @@ def measure(config: Config) -> dict[str, Any]:
         EAGER: tr.KVCache(model, "dynamic"),
     }
     arms = {name: ours(runner, ids, new) for name, runner in runners.items()}
+    arms[THEIRS] = theirs(model.core, ids, new)
     costs = step_costs({name: arm() for name, arm in arms.items()})
-    bandwidth = measure_bandwidth("cpu", config.read_gigabytes, config.read_repeats)
-    say(f"{config.repeats} rounds of {new} tokens against generate")
-    timings = interleave({**arms, THEIRS: theirs(model.core, ids, new)}, repeats=config.repeats)
+    reads, num_bytes = reading_arms("cpu", config.read_gigabytes)
+    times = DecodeTimes()
+    say(
+        f"{config.repeats} rounds of {new} tokens against generate, {config.read_gigabytes:g} GB read in each"
+    )
+    timed = interleave({**arms, **reads}, repeats=config.repeats, warmups=0, on_result=times.keep)
+    timings = {name: t for name, t in timed.items() if name not in reads}
+    bandwidth = ceiling(timed, num_bytes)
     best = min((FAST, PACKED), key=lambda name: timings[name].seconds_median)
     behind = {
         length: _recomputed(config, model, runners[best], length, bandwidth["bytes_per_second"])
@@ -137,8 +146,10 @@ def measure(config: Config) -> dict[str, Any]:
         },
         "A/A noise": noise(timings),
     }
+    context = config.prompt_tokens + new // 2
     shares = {
-        name: _share(model, config, timings[name], bandwidth["bytes_per_second"]) for name in (FAST, PACKED)
+        name: times.share(name, timed, bytes_per_token(runner.model, context), num_bytes)
+        for name, runner in runners.items()
     }
     verdicts, lossy = _verdicts(config, model, half, runners)
     plain = {
@@ -148,12 +159,11 @@ def measure(config: Config) -> dict[str, Any]:
     }
     return {
         "model": repr(model),
-        "arms": timings_json({**timings, **plain}),
+        "arms": timings_json({**timed, **plain}),
         "ratios": ratios_json(ratios),
         "tokens_per_second": {name: new / t.seconds_median for name, t in timings.items()},
         "bandwidth": {
             **bandwidth,
-            "bytes_per_token": bytes_per_token(model, config.prompt_tokens + new // 2),
             "share_of_ceiling": shares,
             "best_float32": best,
         },
@@ -161,7 +171,7 @@ def measure(config: Config) -> dict[str, Any]:
         "bar_reached_from_prompt_tokens": _reached({n: told for n, (_, told) in behind.items()}),
         "step_costs": costs,
         "verdicts": {**verdicts, **lossy},
-        "bars": _bars(config, ratios, shares[best], verdicts, lossy),
+        "bars": _bars(config, ratios, shares[best]["share_median"], verdicts, lossy),
     }
 
 
@@ -187,12 +197,6 @@ def _bars(
     ]
 
 
-def _share(model: tr.Model, config: Config, timing: Timing, bytes_per_second: float) -> float:
-    """Bytes a step must read, over what the measured bandwidth reads in the time of a token."""
-    read = bytes_per_token(model, config.prompt_tokens + config.new_tokens // 2)
-    return read / (timing.seconds_median / config.new_tokens) / bytes_per_second
-
-
 def _recomputed(
     config: Config, model: tr.Model, runner: tr.KVCache, length: int, bytes_per_second: float
 ) -> tuple[dict[str, Timing], dict[str, float]]:
@@ -208,8 +212,11 @@ def _recomputed(
             forward(model, prompt)
 
     cached = ours(runner, ids, new)
-    cached()
-    found = interleave({name: cached, PLAIN: plain, PREFILL: prefill}, repeats=config.plain_repeats)
+    for arm in (cached, prefill):
+        arm()
+    found = interleave(
+        {name: cached, PLAIN: plain, PREFILL: prefill}, repeats=config.plain_repeats, warmups=0
+    )
     found[PLAIN] = plain.scale(found[PLAIN])
     reading = (new - 1) * bytes_per_token(model, length + new // 2) / bytes_per_second
     least = found[PREFILL].seconds_median + reading

@@ -18,7 +18,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from _decode import Arm, all_pass, bytes_per_token, judged, measure_bandwidth, ours, step_costs, theirs
+from _decode import (
+    Arm,
+    DecodeTimes,
+    all_pass,
+    bytes_per_token,
+    ceiling,
+    judged,
+    ours,
+    reading_arms,
+    step_costs,
+    theirs,
+)
 from _record import at_least, ratios_json, run, say, timings_json
 from _shapes import build, random_ids
 from transformers import CompileConfig
@@ -41,17 +52,16 @@ class Config:
     threads: int = field(default=2, metadata={"help": "threads of torch on a processor"})
     prompt_tokens: int = field(default=16, metadata={"help": "tokens of the prompt"})
     new_tokens: int = field(default=64, metadata={"help": "tokens generated"})
-    repeats: int = field(default=5, metadata={"help": "interleaved rounds"})
+    repeats: int = field(default=4, metadata={"help": "interleaved rounds"})
     compiled: str = field(default="yes", metadata={"help": "yes or no: time what compiles, on both sides"})
-    judge_tokens: int = field(default=48, metadata={"help": "tokens of the text that verdicts cover"})
+    judge_tokens: int = field(default=32, metadata={"help": "tokens of the text that verdicts cover"})
     read_gigabytes: float = field(default=2.0, metadata={"help": "memory read to measure bandwidth"})
-    read_repeats: int = field(default=10, metadata={"help": "rounds of that"})
     seed: int = field(default=0, metadata={"help": "of weights and tokens"})
 
     @classmethod
     def quick(cls) -> Config:
         """Sizes for a smoke test; nothing is compiled."""
-        small = {"new_tokens": 9, "repeats": 2, "judge_tokens": 16, "read_gigabytes": 0.05, "read_repeats": 2}
+        small = {"new_tokens": 9, "repeats": 2, "judge_tokens": 16, "read_gigabytes": 0.05}
         return cls(shape="quick", threads=1, prompt_tokens=4, compiled="no", **small)
 
 
@@ -72,15 +82,15 @@ def their_arms(model: tr.Model, ids: Sequence[int], new: int, *, compiled: bool)
     return arms
 
 
-def warmed(arms: dict[str, Arm]) -> dict[str, float]:
-    """Run every arm once; the seconds of that first run hold capture and compilation."""
-    seconds = {}
+def warmed(arms: dict[str, Arm]) -> tuple[dict[str, float], dict[str, Any]]:
+    """Run every arm once; return the seconds of that, which hold capture and compilation, and what it gave."""
+    seconds, results = {}, {}
     for name, arm in arms.items():
         say(f"first run: {name}")
         began = time.perf_counter()
-        arm()
+        results[name] = arm()
         seconds[name] = time.perf_counter() - began
-    return seconds
+    return seconds, results
 
 
 def measure(config: Config) -> dict[str, Any]:
@@ -98,27 +108,27 @@ def measure(config: Config) -> dict[str, Any]:
         runners[COMPILED] = tr.KVCache(model, "static", step="compiled")
     mine = {name: ours(runner, ids, new) for name, runner in runners.items()}
     others = their_arms(model, ids, new, compiled=config.compiled == "yes")
-    first = warmed({**mine, **others})
-    say(f"{config.repeats} rounds of {new} tokens")
-    timings = interleave({**mine, **others}, repeats=config.repeats)
-    bandwidth = measure_bandwidth(config.device, config.read_gigabytes, config.read_repeats)
-    costs = step_costs({name: arm() for name, arm in mine.items()})
+    first, results = warmed({**mine, **others})
+    reads, num_bytes = reading_arms(config.device, config.read_gigabytes)
+    times = DecodeTimes()
+    say(f"{config.repeats} rounds of {new} tokens, {config.read_gigabytes:g} GB read in each")
+    timed = interleave({**mine, **others, **reads}, repeats=config.repeats, warmups=0, on_result=times.keep)
+    timings = {name: t for name, t in timed.items() if name not in reads}
+    costs = step_costs(results)
     rows = [random_ids(config.judge_tokens, model.vocab_size, config.seed + 1)]
     verdicts = judged(tr.Recompute(model), runners, rows, config.judge_tokens // 2)
     read = bytes_per_token(model, config.prompt_tokens + new // 2)
-    rates = {
-        name: read * new / t.seconds_median / bandwidth["bytes_per_second"] for name, t in timings.items()
-    }
+    shares = {name: times.share(name, timed, read, num_bytes) for name in mine}
     best, fastest = _fastest(timings, others), _fastest(timings, set(mine) - {EAGER})
     ratios = {f"{name} / {fastest}": ratio(timings[name], timings[fastest]) for name in (*others, EAGER)}
     return {
         "model": repr(model),
-        "arms": timings_json(timings),
+        "arms": timings_json(timed),
         "ratios": ratios_json({**ratios, "A/A noise": noise(timings)}),
         "tokens_per_second": {name: new / t.seconds_median for name, t in timings.items()},
         "first_run_seconds": first,
         "step_costs": costs,
-        "bandwidth": {**bandwidth, "bytes_per_token": read, "share_of_ceiling": rates},
+        "bandwidth": {**ceiling(timed, num_bytes), "share_of_ceiling": shares},
         "best_of_transformers": best,
         "best_of_ours": fastest,
         "verdicts": verdicts,

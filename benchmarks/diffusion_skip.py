@@ -15,6 +15,7 @@ cache's 95 % interval; a skip that may skip nothing is the dual cache bit for bi
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -93,6 +94,7 @@ def measure(config: Config) -> dict[str, Any]:
     say("layer costs")
     slots = len(ids[0]) + config.room
     found["layer_costs"] = {m.name: layer_costs(m, WIDTHS, slots, repeats=5) for m in (builtin, large)}
+    _layer_bounds(found, {f"{builtin.name}, 1 row": (builtin, rules), f"LLaDA {config.shape}": (large, deep)})
     found["accuracy"] = _accuracies(builtin, rules, config)
     found["first_problem"] = FIRST
     same = _exact(builtin, asked, config)
@@ -117,6 +119,34 @@ def _add(found: dict[str, Any], where: str, result: tuple[Any, Any, Any]) -> Non
             "bound_ratio": 1 / (1 - share),
         }
     found["ratios"] |= ratios_json(gains | {f"{where}: A/A noise": noise(steps)})
+
+
+def _layer_bounds(found: dict[str, Any], models: dict[str, tuple[tr.Model, dict[str, Any]]]) -> None:
+    """What a step of one row could gain at most: its deep layers cost what so few tokens cost, all else stays.
+
+    The rest of a step (early layers, head, commit) and what a layer costs however few tokens it has cannot be skipped.
+    """
+    for where, (model, rules) in models.items():
+        depth, costs = int(model.config.num_hidden_layers), found["layer_costs"][model.name]
+        for name, speed in found["speed"].items():
+            rule = rules.get(name.rpartition(": ")[2])
+            if not name.startswith(where) or not isinstance(rule, tr.TokenSkip):
+                continue
+            deep = depth - rule.layer_k
+            share = 1 - speed["skip_ratio"] * depth / deep  # of the tokens, in the deep layers
+            saved = deep * (_cost(costs, costs[0]["tokens"]) - _cost(costs, share * costs[0]["tokens"]))
+            step = found["arms"][f"{name.rpartition(': ')[0]}: {DUAL}"]["seconds_median"]
+            speed |= {"layer_bound_ratio": step / (step - saved), "saved_share_at_most": saved / step}
+
+
+def _cost(costs: list[dict[str, float]], tokens: float) -> float:
+    """Seconds of a layer between two widths that were measured; the narrowest stands for all below it."""
+    falling = sorted(costs, key=lambda c: c["tokens"])
+    for low, high in itertools.pairwise(falling):
+        if low["tokens"] <= tokens <= high["tokens"]:
+            part = (tokens - low["tokens"]) / (high["tokens"] - low["tokens"])
+            return low["seconds_median"] + part * (high["seconds_median"] - low["seconds_median"])
+    return falling[0]["seconds_median"]
 
 
 def _accuracies(model: tr.Model, rules: dict[str, Any], config: Config) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from _diffusion import (
     arms,
     caches,
     forwards,
+    products,
     row,
     runners,
     settings,
@@ -47,6 +48,7 @@ from twinrun.tasks.arithmetic import problem
 
 ABOUT = "masked-diffusion decoding of the built-in model: caches and commit rules against plain decoding"
 FASTER = 8.0
+LOWER = (0.8, 0.7)
 STEPS = (1, 3, 5)
 
 
@@ -86,6 +88,7 @@ def measure(config: Config) -> dict[str, Any]:
     found["verdicts"] = verdicts(model, rows, [len(p) for p in judged], config.block, kinds)
     found["estimates_against_whole_decodes"] = check
     found["by_question"] = _by_question(found["rows"], config)
+    found["products"] = _products(model, work, found["rows"])
     found["notes"] = _notes(found)
     found["bars"] = [
         *(
@@ -104,6 +107,8 @@ def _whole(found: dict[str, Any], model: tr.Model, work: Work, config: Config) -
     kinds = settings(int(model.config.num_hidden_layers))
     made = runners(model, work.block, kinds)
     soon = {name: made[name] for name in (PLAIN, "dual", FAST, "dual, factor 1")}
+    low = {f"dual, threshold {p}": {"cache": "dual", "commit": tr.Threshold(p)} for p in LOWER}
+    soon |= runners(model, work.block, low)
     early = replace(work, early_stop=True)
     calls = arms(made, work.decode) | {f"{n}{EARLY}": c for n, c in arms(soon, early.decode).items()}
     say(f"{work.room} tokens in blocks of {work.block}: {len(calls)} arms, {config.repeats} rounds")
@@ -198,6 +203,18 @@ def _gain(rows: list[dict[str, Any]], work: Work, early: bool) -> float:
     return float(mine[FAST + suffix] / mine[PLAIN + suffix])
 
 
+def _products(model: tr.Model, work: Work, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What of the decodes with early stop is matrix products and attention; the rest is everything around them."""
+    width = sum(map(len, work.prompts)) // len(work.prompts) + work.room
+    full, block = (products(model, tokens, width) for tokens in (width, work.block))
+    shares = {
+        r["arm"]: (r["nfe_full"] * full + r["nfe_block"] * block) / r["seconds_median"]
+        for r in rows
+        if r["early_stop"] and "(A/A)" not in r["arm"]
+    }
+    return {"full_seconds": full, "block_seconds": block, "share_of_decode": shares}
+
+
 def _by_question(rows: list[dict[str, Any]], config: Config) -> list[dict[str, Any]]:
     """Forwards and seconds to the end of each text, early stop on both sides: short sure texts gain most."""
     plain, fast = (next(r for r in rows if r["arm"] == name + EARLY) for name in (PLAIN, FAST))
@@ -226,6 +243,8 @@ def _notes(found: dict[str, Any]) -> list[str]:
             f"early stop, question of {q['steps']} steps: {q['plain_nfe']} and {q['fast_nfe']} forwards, "
             f"{FAST} {rates:.1f}x plain in tokens a second (last round)"
         )
+    shares = found["products"]["share_of_decode"]
+    lines += [f"products and attention, share of {arm}: {share:.2f}" for arm, share in shares.items()]
     return lines + [
         f"whole decode over its estimate, {name}: {value:.2f}"
         for name, value in found["estimates_against_whole_decodes"].items()

@@ -1,6 +1,7 @@
 """What recording a trace costs: a traced run over the same run untraced, in memory and to disk.
 
-Bar: at most 1.10 at the default level. Also checked: how long it takes from a different token to a named module.
+Bar: at most 1.10 at the default level, also for two ways to fill in a canvas. Also checked: how long it takes from a
+different token to a named module.
 
   python benchmarks/trace_cost.py                       some minutes
   python benchmarks/trace_cost.py --quick --out x.json  a smoke test, seconds
@@ -23,12 +24,21 @@ import twinrun as tr
 from twinrun.bench.timing import interleave, noise, ratio
 from twinrun.faults.fault import candidate_for
 from twinrun.faults.registry import get_fault
+from twinrun.trace.canvas_recorder import CanvasRecorder
+from twinrun.trace.canvas_run import blank_side
+from twinrun.trace.canvas_watch import watching_layers
 from twinrun.trace.journal import Journal
 from twinrun.trace.recorder import Level, Recorder, tracing
 
 ABOUT = "time of a traced run over the same run untraced; time from a planted fault to the module's name"
 BAR, BLAME_BAR_SECONDS = 1.10, 60.0
 RUNNERS: dict[str, Callable[[tr.Model], Any]] = {"kv-cache:dynamic": tr.KVCache, "recompute": tr.Recompute}
+CANVASES: dict[str, Callable[[tr.Model], Any]] = {
+    "diffusion": tr.Diffusion,
+    "diffusion:dual+skip": lambda m: tr.Diffusion(
+        m, cache="dual", skip=tr.TokenSkip.for_depth(m.layout.num_layers)
+    ),
+}
 PROMPT = "Tom has 3 apples and buys 4 more. How many apples does Tom have?"
 
 
@@ -38,13 +48,15 @@ class Config:
 
     model: str = field(default="builtin:expert", metadata={"help": "model"})
     new_tokens: int = field(default=128, metadata={"help": "tokens of a run"})
+    canvas_model: str = field(default="builtin:diffusion", metadata={"help": "model that fills in a canvas"})
+    canvas_tokens: int = field(default=128, metadata={"help": "masks of a canvas"})
     repeats: int = field(default=15, metadata={"help": "timed rounds"})
     fault: str = field(default="value-scale-off", metadata={"help": "fault to be named"})
 
     @classmethod
     def quick(cls) -> Config:
         """Sizes for a smoke test."""
-        return cls(model="builtin:amateur", new_tokens=6, repeats=2)
+        return cls(model="builtin:amateur", new_tokens=6, canvas_tokens=32, repeats=2)
 
 
 def arms(side: Any, config: Config, folder: Path) -> dict[str, Callable[[], object]]:
@@ -75,6 +87,26 @@ def arms(side: Any, config: Config, folder: Path) -> dict[str, Callable[[], obje
     }
 
 
+def canvas_arms(name: str, side: Any, config: Config, folder: Path) -> dict[str, Callable[[], object]]:
+    """The same filling of a canvas untraced and traced to disk."""
+    model, masks, count = side.model, config.canvas_tokens, 0
+    ids = side.encode(model.chat(PROMPT), new_tokens=masks)
+
+    def to_disk() -> object:
+        nonlocal count
+        count += 1
+        place = folder / f"{name}-{count}".replace(":", "-")
+        with closing(Journal(place)) as journal, watching_layers(model.layout.layers) as watch:
+            blank = blank_side("candidate", side, ids, masks)
+            recorder = CanvasRecorder(side, blank, 0, watch, "fingerprints", lambda step: journal.add([step]))
+            return side.generate(ids, masks, observe=recorder.observe, probe=recorder, early_stop=False)
+
+    return {
+        f"{name}, untraced": lambda: side.generate(ids, masks, early_stop=False),
+        f"{name}, traced to disk": to_disk,
+    }
+
+
 def measure(config: Config) -> dict[str, Any]:
     """Time the arms of both runners, then plant a fault and have it named."""
     model = tr.load(config.model, dtype="float32")
@@ -93,6 +125,16 @@ def measure(config: Config) -> dict[str, Any]:
                     found[f"{side.name}, {name}"], found[f"{side.name}, untraced"]
                 )
             disk = f"{side.name}, traced to disk"
+            bars.append(at_most(f"{disk} / untraced", ratios[disk].median, BAR))
+        canvas = tr.load(config.canvas_model, dtype="float32")
+        for name, build in CANVASES.items():
+            say(f"timing {name}")
+            arms_of = canvas_arms(name, build(canvas), config, Path(folder))
+            found = interleave(arms_of, repeats=config.repeats)
+            timings |= found
+            disk = f"{name}, traced to disk"
+            ratios[f"{name}, A/A noise"] = noise(found)
+            ratios[disk] = ratio(found[disk], found[f"{name}, untraced"])
             bars.append(at_most(f"{disk} / untraced", ratios[disk].median, BAR))
     say(f"planting {config.fault}")
     fault = get_fault(config.fault)

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
     "teaching_gpt_cache": ROOT / "docs" / "casebook" / "teaching-gpt-cache.md",
     "token_skip": ROOT / "docs" / "casebook" / "token-skip.md",
+    "pruned_prefill": ROOT / "docs" / "casebook" / "pruned-prefill.md",
     "half_precision_logits": ROOT / "docs" / "casebook" / "half-precision-logits.md",
 }
 OUTPUT = re.compile(r"(```text\n).*?(```)", re.S)

@@ -3,6 +3,7 @@
 python benchmarks/diffusion_speed.py
 python benchmarks/diffusion_quality.py
 python benchmarks/diffusion_shape.py
+python benchmarks/diffusion_answers.py
 python scripts/diffusion_page.py
 """
 
@@ -90,8 +91,19 @@ def speed() -> str:
             + "; ".join(_question(q) for q in record["by_question"])
             + ".",
             "",
+            *([_around(record["products"]), ""] if "products" in record else []),
             *(_bar(bar) for bar in record["bars"]),
         ]
+    )
+
+
+def _around(found: dict[str, Any]) -> str:
+    """What of a decode is arithmetic of the model, and what is around it."""
+    shares = (f"{arm} {100 * share:.0f} %" for arm, share in found["share_of_decode"].items())
+    return (
+        f"Matrix products and attention alone take {1e3 * found['full_seconds']:.1f} ms of a full forward and "
+        f"{1e3 * found['block_seconds']:.2f} ms of a block's; of the decodes they are: {'; '.join(shares)}. "
+        "The rest is norms, rotations, gates, the head, the choice of what to commit, and calls."
     )
 
 
@@ -133,10 +145,41 @@ def shape() -> str:
             f"{r['times_plain_p90']:.1f}) |"
         )
     words = "; ".join(f"{name} {_word(v)}" for name, v in record["verdicts"].items())
-    return "\n".join([*lines, "", f"{_place(record)} Verdicts on random weights: {words}."])
+    trained = _record("diffusion_speed")["verdicts"]
+    same = "; ".join(f"{name} {_word(trained[name])}" for name in record["verdicts"] if name in trained)
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{_place(record)} Verdicts on random weights: {words}.",
+            "",
+            f"The same caches on the trained `builtin:diffusion`, inside the same budget of KL: {same}.",
+        ]
+    )
 
 
-DRAWN = {"quality": quality, "speed": speed, "shape": shape}
+def answers() -> str:
+    """Answers beside speed for every combination and size."""
+    record = _record("diffusion_answers")
+    lines = [
+        "| canvas / block: setting | exact | 95 % | minus plain, 95 %, pairs | forwards, full + block "
+        "| tokens a forward | tokens/s | times plain |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in record["rows"]:
+        low, high = (100 * x for x in r["interval_95"])
+        a, b = (100 * x for x in r["difference_95"])
+        gap = "reference" if r["arm"] == "plain" else f"{a:+.1f} to {b:+.1f} points, {r['pairs']}"
+        size = r["size"].replace("/", " / ")
+        lines.append(
+            f"| {size}: {r['arm']} | {r['hits']} of {r['problems']} | {low:.1f} to {high:.1f} % | {gap} | "
+            f"{r['nfe_full']} + {r['nfe_block']} | {r['tokens_per_forward']:.2f} | {r['tokens_per_second_cpu']:.0f} | "
+            f"{r['times_plain']:.1f}x |"
+        )
+    return "\n".join([*lines, "", *(_bar(bar) for bar in record["bars"])])
+
+
+DRAWN = {"quality": quality, "answers": answers, "speed": speed, "shape": shape}
 
 
 def page() -> str:

@@ -26,10 +26,12 @@ class LongRecipe:
     length: int = _option(2048, "tokens of a row in the last stage, a multiple of 16")
     stage_steps: int = _option(900, "steps of each stage before the last")
     batch_tokens: int = _option(4096, "tokens per step")
-    steps: int = _option(7000, "training steps")
-    late: int = _option(5500, "step from which chains of variables come more often and shorter rows every second step")
+    steps: int = _option(6500, "training steps")
+    late: int = _option(
+        5500, "step from which chains of variables come more often and shorter rows every second step"
+    )
     warmup_steps: int = _option(100, "first steps, with rising learning rate")
-    decay_steps: int = _option(1500, "last steps, with falling learning rate")
+    decay_steps: int = _option(1000, "last steps, with falling learning rate")
     learning_rate: float = _option(3e-3, "learning rate between the two")
     weight_decay: float = _option(0.1, "weight decay of the matrices")
     clip: float = _option(1.0, "largest norm of the gradient")

@@ -22,13 +22,14 @@ PLACE = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.S)
 def speed(record: dict[str, Any]) -> str:
     """Steps and decodes of every arm against the dual cache."""
     lines = [
-        "| model, commits, arm | skipped | bound | a step | a decode |",
-        "|---|---|---|---|---|",
+        "| model, commits, arm | skipped | bound | bound by layer costs | a step | a decode |",
+        "|---|---|---|---|---|---|",
     ]
     for name, s in record["speed"].items():
         share = f"{100 * s['skip_ratio']:.0f} %"
-        ratios = (s["bound_ratio"], s["step_ratio"], s["decode_ratio"])
-        lines.append(f"| {name} | {share} | " + " | ".join(f"{r:.2f}x" for r in ratios) + " |")
+        ratios = (s["bound_ratio"], s.get("layer_bound_ratio"), s["step_ratio"], s["decode_ratio"])
+        cells = ("–" if r is None else f"{r:.2f}x" for r in ratios)
+        lines.append(f"| {name} | {share} | " + " | ".join(cells) + " |")
     noise = [r["ratio_median"] for name, r in record["ratios"].items() if name.endswith("A/A noise")]
     others = record["machine"]["cores_used_by_others_mean"]
     quiet = "a quiet machine" if record["machine"]["quiet"] else f"a SHARED machine ({others:.1f} cores busy)"
@@ -37,8 +38,18 @@ def speed(record: dict[str, Any]) -> str:
             *lines,
             "",
             f"Measured on {quiet}; the dual cache against itself: {min(noise):.2f} to {max(noise):.2f}.",
+            *_shares(record),
         ]
     )
+
+
+def _shares(record: dict[str, Any]) -> list[str]:
+    """What of a step the deep layers' skipped tokens are at all, in words."""
+    found = (
+        (name, s["saved_share_at_most"]) for name, s in record["speed"].items() if "saved_share_at_most" in s
+    )
+    words = "; ".join(f"{name} {100 * share:.0f} %" for name, share in found)
+    return ["", f"Share of a step that leaving out those tokens can save at all: {words}."] if words else []
 
 
 def accuracy(record: dict[str, Any]) -> str:

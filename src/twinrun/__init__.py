@@ -17,6 +17,8 @@ _EXPORTS = {
     "Recompute": "twinrun.runners.recompute",
     "KVCache": "twinrun.runners.kvcache",
     "SinglePass": "twinrun.runners.singlepass",
+    "Pruned": "twinrun.prune.pruned",
+    "Schedule": "twinrun.prune.schedule",
     "Diffusion": "twinrun.diffusion.diffusion",
     "Quota": "twinrun.diffusion.commit",
     "Threshold": "twinrun.diffusion.commit",
@@ -24,6 +26,7 @@ _EXPORTS = {
     "TokenSkip": "twinrun.diffusion.skip",
     "ImportanceSkip": "twinrun.diffusion.importance",
     "SuffixWindow": "twinrun.diffusion.suffix",
+    "Scorer": "twinrun.prune.scorer",
     "Sampling": "twinrun.runners.sampling",
     "Scores": "twinrun.records.scores",
     "Run": "twinrun.records.run",
@@ -66,6 +69,9 @@ if TYPE_CHECKING:
     from twinrun.numerics.logits_policy import LogitsPolicy as LogitsPolicy
     from twinrun.plan.plan import plan_memory as plan_memory
     from twinrun.plan.record import MemoryPlan as MemoryPlan
+    from twinrun.prune.pruned import Pruned as Pruned
+    from twinrun.prune.schedule import Schedule as Schedule
+    from twinrun.prune.scorer import Scorer as Scorer
     from twinrun.records.bench import Bench as Bench
     from twinrun.records.diffusion_run import DiffusionRun as DiffusionRun
     from twinrun.records.run import Run as Run

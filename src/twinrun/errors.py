@@ -47,6 +47,12 @@ class NonFiniteError(TwinrunError, ArithmeticError):
     """NaN or Inf where a number was needed; names the tensor."""
 
 
+class TrainingError(TwinrunError, ArithmeticError):
+    """Training that cannot teach: a loss term that is inert, or targets of other samples. Exit code 1."""
+
+    exit_code = 1
+
+
 class TraceError(TwinrunError, ValueError):
     """A recorded trace that is damaged, or two traces that cannot be compared."""
 

@@ -11,8 +11,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-TIMED = ["single_pass.py", "streamed_kl.py", "trace_cost.py", "blame_cost.py"]
-SHAPED = ["single_pass.py", "streamed_kl.py", "blame_cost.py"]
+TIMED = ["single_pass.py", "streamed_kl.py", "trace_cost.py", "blame_cost.py", "prune_prefill.py"]
+SHAPED = ["single_pass.py", "streamed_kl.py", "blame_cost.py", "prune_prefill.py"]
 """Those whose model is built from a named shape."""
 DECODE = ["decode_gpt.py", "decode_gpt2.py", "decode_qwen.py"]
 ON_CUDA = "gpu_score.py"
@@ -28,6 +28,7 @@ ARMS = {
     },
     "decode_gpt2.py": {"captured, float32", "packed, bfloat16", "generate, float32"},
     "decode_qwen.py": {"packed", "captured", "generate, dynamic cache", "generate, static cache"},
+    "prune_prefill.py": {"whole prefill", "pruned prefill", "whole prefill (A/A)"},
     "blame_cost.py": {"one forward", "one forward (A/A)", "blame"},
 }
 

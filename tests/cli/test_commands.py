@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from tests.support.command import last_record, run
 from tests.support.tiny import tiny_folder
-from twinrun.cli.main import COMMANDS
+from twinrun.cli.main import COMMANDS, app
 
 QUICK = ["--max-tokens", "40"]
 
@@ -21,12 +24,34 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tiny_folder(tmp_path_factory.mktemp("models") / "tiny"))
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
-    code, out, _ = run(capsys, *([command] if command else []), "--help")
+def verbs(group: Any, *before: str) -> Iterator[tuple[str, ...]]:
+    """Every command, those of groups (`prune`, `contrast`) under both names."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from verbs(command, *before, name)
+        else:
+            yield (*before, name)
+
+
+VERBS = list(verbs(typer.main.get_command(app)))
+
+
+def test_every_file_of_a_command_has_its_verb() -> None:
+    assert {verb[0].replace("-", "_") for verb in VERBS} == set(COMMANDS)
+    assert ("contrast", "show") in VERBS
+
+
+HELPFUL = [
+    verb for verb in VERBS if verb != ("lm-eval",)
+]  # its help is that of the harness, which is optional
+
+
+@pytest.mark.parametrize("verb", [(), *HELPFUL], ids=" ".join)
+def test_help(capsys: pytest.CaptureFixture[str], verb: tuple[str, ...]) -> None:
+    code, out, _ = run(capsys, *verb, "--help")
     assert code == 0
     assert "Usage" in out
-    assert "--json" in out or not command
+    assert "--json" in out or not verb
 
 
 @pytest.mark.parametrize("verb", ["verify", "memory"])

@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CASEBOOK = ROOT / "docs" / "casebook"
 GPT, LOGITS, SKIP = "teaching_gpt_cache", "half_precision_logits", "token_skip"
+PRUNED = "pruned_prefill"
 NUMBER = re.compile(r"(?<![\w.])-?(?:\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?)(?![\w.]*\d)")
 AGAIN = "run python scripts/casebook_pages.py and read the page again"
 
@@ -44,7 +45,9 @@ def table(text: str) -> dict[str, tuple[float, str, str]]:
     return {name: (float(loss), verdict, wrote) for name, loss, verdict, wrote in cells[1:]}
 
 
-@pytest.mark.parametrize("example", [GPT, LOGITS, pytest.param(SKIP, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "example", [GPT, LOGITS, *(pytest.param(e, marks=pytest.mark.slow) for e in (PRUNED, SKIP))]
+)
 def test_a_page_shows_what_its_example_prints(example: str) -> None:
     assert words(shown(example)) == words(printed(example)), AGAIN
 

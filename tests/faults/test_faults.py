@@ -12,8 +12,9 @@ import twinrun as tr
 from tests.support import zoo
 from tests.support.state import fingerprint
 from twinrun.bench.remembered import Remembered
-from twinrun.faults.fault import broken_copy, candidate_for
+from twinrun.faults.fault import broken_copy, candidate_for, trusted_side
 from twinrun.faults.registry import FAULTS, get_fault
+from twinrun.runners.registry import is_pruned
 
 MAX_TOKENS = 41
 DTYPES = ("float32", "bfloat16")
@@ -30,6 +31,8 @@ FAMILIES = {
     "float8-cache": ("llama", "gpt2"),
     "prefix-cache-pollution": ("llama", "gpt2"),
     "stale-cache-after-rollback": ("llama", "gpt2"),
+    "pruned-prefill-not-decoded": ("llama", "gpt2"),
+    "positions-renumbered-after-prune": ("llama", "phi"),
     "causal-mask-dropped": ("llama", "gemma2"),
     "left-padding-attended": ("llama", "gpt2"),
     "pad-id-masked": ("llama", "gptj"),
@@ -79,13 +82,15 @@ CLEAN = sorted({(FAULTS[name]().runners[0], family, dtype) for name, family, dty
 
 
 @functools.cache
-def reference(family: str, dtype: str) -> Remembered:
-    return Remembered(tr.Recompute(zoo.make(family, dtype)))
+def reference(family: str, dtype: str, runner: str = "recompute") -> Remembered:
+    """Plain recomputation; for a runner that prunes the same runner, without a fault."""
+    return Remembered(trusted_side(runner if is_pruned(runner) else "recompute", zoo.make(family, dtype)))
 
 
 def judged(name: str, family: str, dtype: str, runner: str | None = None) -> tr.Verdict:
     """Verdict on one planted fault."""
-    ours, fault = reference(family, dtype), get_fault(name)
+    fault = get_fault(name)
+    ours = reference(family, dtype, runner or fault.runners[0])
     candidate = candidate_for(fault, ours.model, runner)
     with fault.planted(candidate):
         return tr.verify(ours, candidate, tr.probes(ours.model, max_tokens=MAX_TOKENS))
@@ -104,7 +109,7 @@ def test_a_planted_fault_is_caught(name: str, family: str, dtype: str) -> None:
 
 @pytest.mark.parametrize(("runner", "family", "dtype"), CLEAN)
 def test_the_same_run_without_a_fault_passes(runner: str, family: str, dtype: str) -> None:
-    ours = reference(family, dtype)
+    ours = reference(family, dtype, runner)
     candidate = zoo.runner(runner, broken_copy(ours.model))
     verdict = tr.verify(ours, candidate, tr.probes(ours.model, max_tokens=MAX_TOKENS))
     assert verdict.verdict in ("identical", "equivalent"), verdict.reason

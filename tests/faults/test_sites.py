@@ -32,6 +32,8 @@ MECHANISMS = {
     "stale-cache-after-rollback": lambda runner: drafted(runner, rolled_back=2),
 }
 """What some faults do differently and still right; the fault is the mistake in it."""
+RERUN = ("pruned-prefill-not-decoded",)
+"""Their forwards run over the whole text where one token was due."""
 NO_ROLLBACK = ("stale-cache-after-rollback", "mistral")
 """A cache that drops what left the window cannot be rolled back."""
 
@@ -67,10 +69,16 @@ def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
     )
 
 
-def first_departure(right: Calls, wrong: Calls) -> str | None:
+def alike_at_the_end(ours: list[Tensor], theirs: list[Tensor]) -> bool:
+    """Whether the newest token got the same up to rounding, however many others went through with it."""
+    pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a.ndim == 3]
+    return all(torch.allclose(a[:, -1], b[:, -1], rtol=1e-4, atol=1e-4) for a, b in pairs)
+
+
+def first_departure(right: Calls, wrong: Calls, agree: Any = same) -> str | None:
     for (name, ours), (other, theirs) in zip(right, wrong, strict=True):
         assert name == other
-        if not same(ours, theirs):
+        if not agree(ours, theirs):
             return name
     return None
 
@@ -99,7 +107,7 @@ def test_the_first_output_that_departs_is_that_of_the_site(name: str) -> None:
         right = outputs_of(candidate)
     with fault.planted(candidate):
         wrong = outputs_of(candidate)
-    departure = first_departure(right, wrong)
+    departure = first_departure(right, wrong, alike_at_the_end if name in RERUN else same)
     if fault.site.kind == "scores":
         assert departure is None
         return

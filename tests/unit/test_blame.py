@@ -55,10 +55,12 @@ def test_the_position_is_that_of_the_first_wrong_token():
 def test_a_step_of_decoding_is_named():
     reference, copy = pair()
     _ = copy.layout  # found by a forward of its own
-    calls = iter(range(1000))
+    singles = 0
 
     def third(_part, _args, out):
-        return out * 1.001 if next(calls) == 3 else out
+        nonlocal singles
+        singles = singles + 1 if out.shape[1] == 1 else 0
+        return out * 1.001 if singles == 3 else out
 
     handle = copy.core.model.layers[2].mlp.register_forward_hook(third)
     found = tr.blame(reference, tr.KVCache(copy), [CASE])

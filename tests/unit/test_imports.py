@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "plan": FOUNDATION | {"models", "runners"},
     **{part: FOUNDATION | {"models"} | TECHNIQUES for part in TECHNIQUES},
     **dict.fromkeys(STUDIES, BELOW_STUDIES | STUDIES),
-    "faults": FOUNDATION | {"models", "runners", "diffusion", "verify", "trace"},
+    "faults": FOUNDATION | {"models", "runners", "diffusion", "prune", "verify", "trace", "contrast"},
     "testing": BELOW_STUDIES,
     "cli": BELOW_STUDIES | STUDIES | {"faults", "plan", "report"},
     "__main__": {"cli"},

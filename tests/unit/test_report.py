@@ -325,7 +325,7 @@ def test_templates_are_found_as_package_data():
     assert spec is not None
     assert spec.submodule_search_locations is not None
     folder = os.path.join(next(iter(spec.submodule_search_locations)), "templates")
-    demo = {"page.html.j2", "parts.html.j2", "script.js", "style.css"}
+    demo = {"frame.html.j2", "page.html.j2", "contrast.html.j2", "parts.html.j2", "script.js", "style.css"}
     trace = {"trace.html.j2", "trace_parts.html.j2", "trace.css", *trace_page.SCRIPTS}
     canvas = {"canvas.html.j2", "canvas.css", *canvas_page.SCRIPTS}
     assert set(os.listdir(folder)) == demo | trace | canvas

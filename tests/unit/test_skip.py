@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import twinrun as tr
 from tests.support.plain_skip import PlainCosine, PlainImportance
 from tests.support.skip_runs import BLOCK, MASK, PROMPTS, Wired, decode, disagreement, plain, small
 from twinrun.diffusion.active import Active
@@ -199,6 +200,17 @@ def test_neighbours_of_changed_tokens_are_computed():
             assert (~step.notes["skipped"])[0].nonzero().flatten().tolist() == want
 
 
+@pytest.mark.parametrize("neighbours", [0, 2])
+def test_a_skip_is_judged_one_precision_up_too(neighbours):
+    model = small(3)
+    model.config.mask_token_id = MASK
+    skip = near_skip(layer_k=2, threshold=0.9, neighbours=neighbours)
+    plain_side, fast = (tr.Diffusion(model, block_length=BLOCK, cache="dual", skip=s) for s in (None, skip))
+    found = tr.verify(plain_side, fast, [PROMPTS[0] * 4], budget={"kl": 100.0}, explain=False)
+    assert found.verdict == "lossy"
+    assert "not heard" not in str(found), "the sweep ran on both sides"
+
+
 def test_refresh_computes_everything_and_blocks_begin_anew():
     skip = near_skip(layer_k=2, threshold=0.0, outlier=-1.0, refresh_every=3)
     run, watch = decode(small(2), skip, commit=Quota())
@@ -277,7 +289,7 @@ def test_unequal_rows_are_put_where_they_belong():
             for column in range(active.width):
                 if real[row, column]:
                     want[row, active.picks[row, column]] = True
-        assert torch.equal(inner.spread(tokens), want)
+        assert torch.equal(inner.spread(), want)
         got = block.clone()
         inner.put(got, torch.stack([inner.take(layer) for layer in new]), 2)
         assert torch.equal(got, torch.where(want[None, :, :, None], new, block))

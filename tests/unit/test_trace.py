@@ -20,9 +20,12 @@ from twinrun.errors import ConfigError, TraceError
 from twinrun.faults.fault import broken_copy, candidate_for
 from twinrun.faults.registry import get_fault
 from twinrun.report.trace_page import render_trace
+from twinrun.trace import block as block_module
 from twinrun.trace import journal as journal_module
 from twinrun.trace.divergence import Numbers, first_divergence
+from twinrun.trace.recorder import Recorder, tracing
 from twinrun.trace.shown import shown
+from twinrun.trace.step import Scored
 
 PROMPT = list(range(7, 19))
 
@@ -210,9 +213,9 @@ from twinrun.trace import journal
 journal.PACK_STEPS = int(sys.argv[2])
 model = zoo.make("qwen3", "float32")
 add = journal.Journal.add
-def slow(self, step):
-    add(self, step)
-    print(self.folder.name, step.step, flush=True)
+def slow(self, steps):
+    add(self, steps)
+    print(*(f"{self.folder.name} {s.step}" for s in steps), sep="\\n", flush=True)
     time.sleep(0.02)
 journal.Journal.add = slow
 sides = tr.Recompute(model), tr.KVCache(model)
@@ -243,8 +246,7 @@ def test_a_killed_recording_opens_up_to_its_last_step(tmp_path, after, pack):
 def test_half_a_line_is_left_out_and_a_changed_line_is_refused(clean, tmp_path):
     place = tmp_path / "reference"
     writer = journal_module.Journal(place)
-    for step in clean.reference.steps:
-        writer.add(step)
+    writer.add(clean.reference.steps)
     from twinrun.trace.reader import read_steps
     from twinrun.trace.step import TracedStep
 
@@ -257,6 +259,52 @@ def test_half_a_line_is_left_out_and_a_changed_line_is_refused(clean, tmp_path):
     with pytest.raises(TraceError, match="line 1 was changed"):
         read_steps(place, TracedStep.from_json)
     writer.open_files.close()
+
+
+@pytest.mark.parametrize("steps", [1, 16])
+@pytest.mark.parametrize("seconds", [0.0, 60.0])
+def test_blocks_hold_no_more_steps_than_promised_and_change_no_number(model, monkeypatch, steps, seconds):
+    monkeypatch.setattr(block_module, "BLOCK_STEPS", steps)
+    monkeypatch.setattr(block_module, "BLOCK_SECONDS", seconds)
+    side, given = tr.KVCache(model), []
+    recorder = Recorder(PROMPT, None, "states", lambda found: given.append(list(found)))
+    with tracing(side.module, model.layout.layers, recorder):
+        side.generate(PROMPT, 20, recorder.observe, stop_at_eos=False)
+    wanted = [16, 4] if steps == 16 and seconds else [1] * 20
+    assert [len(found) for found in given] == wanted
+    alone = Scored.of  # the control: every step by itself, from the hidden states that were kept
+    with torch.inference_mode():
+        for step in (s for found in given for s in found):
+            row, state = step.rows[0], step.states[0, -1]
+            logits = model.core.lm_head(model.core.model.norm(state))[None]
+            again = alone(logits, [row.position], [row.token])[0]
+            assert again.top_ids == row.top_ids
+            assert again.entropy == pytest.approx(row.entropy, rel=1e-5)
+            assert again.logprob == pytest.approx(row.logprob, abs=1e-5)
+            assert step.hidden.shape == (1, 4, 17)
+            assert float(step.hidden[0, -1, -1]) == pytest.approx(float(state.double().norm()), rel=1e-9)
+
+
+def test_a_run_that_fails_keeps_the_steps_that_wait(model):
+    side, given = tr.KVCache(model), []
+    recorder = Recorder(PROMPT, None, "fingerprints", given.extend)
+
+    def observe(step):
+        recorder.observe(step)
+        if step.index == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), tracing(side.module, model.layout.layers, recorder):
+        side.generate(PROMPT, 20, observe, stop_at_eos=False)
+    assert [step.step for step in given] == [0, 1, 2, 3, 4]
+
+
+def test_ruled_out_tokens_leave_the_entropy_whole():
+    logits = torch.tensor([[0.0, 0.0, -torch.inf], [1.0, float("nan"), 0.0]])
+    ruled_out, broken = Scored.of(logits, [0, 1], [1, None])
+    assert ruled_out.entropy == pytest.approx(0.6931472)
+    assert ruled_out.logprob == pytest.approx(-0.6931472)
+    assert broken.entropy != broken.entropy
 
 
 def test_bad_requests_say_what_to_do(model):

@@ -77,6 +77,26 @@ def test_the_stages_double_and_the_earlier_ones_come_back(script: ModuleType) ->
     assert recipe.tokens == recipe.steps * recipe.batch_tokens
 
 
+def test_the_last_part_has_shorter_rows_every_second_step(script: ModuleType) -> None:
+    recipe = script.LongRecipe(late=5500)
+    assert [recipe.row(step) for step in range(5500, 5505)] == [2048, 1024, 2048, 512, 2048]
+    assert recipe.row(5498) < 2048 == recipe.row(5499)
+
+
+def test_chains_of_the_last_part_have_four_steps(script: ModuleType, tokenizer: Any) -> None:
+    """Counted in the learned answers: a chain of so many steps has one name more."""
+
+    def steps(late: int) -> list[int]:
+        batches = script.Batches(tokenizer, script.LongRecipe(late=late))
+        learned = [[t for t in batches.row(4000, place, 512)[1] if t >= 0] for place in range(24)]
+        answers = [a for row in learned for a in tokenizer.decode(row).split("<|end|>")[:-1]]
+        return [a.count(",") for a in answers if a.startswith("The variables assigned")]
+
+    assert set(steps(late=0)) == {4}
+    assert set(steps(late=5500)) - {4}
+    assert len(steps(late=0)) > 1.5 * len(steps(late=5500)) > 0
+
+
 def test_keys_and_digits_are_tokens_of_their_own(tokenizer: Any) -> None:
     tokens = tokenizer.convert_ids_to_tokens(tokenizer("numbers for brave-lemon is: 48219").input_ids)
     assert tokens[-12:] == [

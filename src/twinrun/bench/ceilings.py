@@ -21,6 +21,8 @@ TRIES, ENOUGH_SECONDS = 5, 1.0
 READ_FLOOR = 256 * 2**20
 """Bytes read where the last-level cache is small or unknown."""
 ROW_BYTES, PIECE_BYTES = 4096, 32 * 2**20
+DEPTH = 256
+"""Rows of the matrix that a vector is multiplied with: long rows are what a CPU reads fastest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +67,8 @@ def measure_ceilings(
 ) -> Ceilings:
     """Measure both ceilings with the threads that are set now.
 
-    Matrix products: square, in each dtype, a few widths, the best of `tries`. Reading: a float32 sum and a
-    matrix-vector product over a buffer twice as large as the last-level cache (at least 256 MiB, at most a
+    Matrix products: square, in each dtype, a few widths, the best of `tries`. Reading: a float32 sum, a matrix-vector
+    and a vector-matrix product over a buffer twice as large as the last-level cache (at least 256 MiB, at most a
     quarter of free memory), on a CPU in pieces of 32 MiB, the best piece of `tries` passes; then the same over
     `weight_bytes`, if these fit into the cache.
 
@@ -106,17 +108,19 @@ def _matmul(dtype: torch.dtype, device: torch.device, tries: int) -> Matmul:
 
 
 def _read(num_bytes: int, device: torch.device, tries: int) -> Read:
-    """Time both ways of reading every byte of a buffer once; whole rows of 1,024 floats.
+    """Time three ways of reading every byte of a buffer once; whole rows of 1,024 floats, or all of them in 256 rows.
 
     On a CPU each piece of the buffer is timed by itself, in order, so that the fastest is not one that another
     process cut into; what was read before it lies a whole buffer back.
     """
     rows = max(1, num_bytes // ROW_BYTES)
     matrix, vector = torch.ones(rows, 1024, device=device), torch.ones(1024, device=device)
+    short = torch.ones(DEPTH, device=device)
     pieces = [matrix] if device.type == "cuda" else list(torch.split(matrix, PIECE_BYTES // ROW_BYTES))
     ways: dict[str, Callable[[Tensor], object]] = {
         "sum": lambda piece: piece.sum(),
         "matrix-vector product": lambda piece: piece @ vector,
+        "vector-matrix product": lambda piece: short @ piece.view(DEPTH, -1),
     }
     rates = {
         name: max(

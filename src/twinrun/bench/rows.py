@@ -30,25 +30,35 @@ class RowFile:
         """Read what is there, or begin."""
         self.folder = Path(folder)
         self.rows: list[dict[str, Any]] = []
-        wanted = json.loads(json.dumps(request, allow_nan=False))
-        place = self.folder / REQUEST
-        if place.exists():
-            if not resume:
-                raise ConfigError(
-                    f"{self.folder} already holds a sweep; add --resume, or choose another --out"
-                )
-            _refuse_other(_read(place), wanted, self.folder)
+        if hold_request(self.folder, request, resume=resume):
             self.rows = _read_rows(self.folder / ROWS)
-        elif (self.folder / ROWS).exists():
-            raise ConfigError(f"{self.folder} has {ROWS} without {REQUEST}; choose another --out")
-        else:
-            write_json(place, wanted)
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Append a row; it is on disk when this returns."""
         lines = [json.dumps(r, allow_nan=False) for r in (*self.rows, row)]
         write_text(self.folder / ROWS, "\n".join(lines) + "\n")
         self.rows.append(dict(row))
+
+
+def hold_request(folder: str | Path, request: Mapping[str, Any], *, resume: bool) -> bool:
+    """Write what a folder's rows answer, or hold it against what is there; returns whether it was there.
+
+    Raises:
+        ConfigError: the folder holds rows and `resume` is off, they answer another request (the key that differs is
+            named), or the file is damaged.
+    """
+    home = Path(folder)
+    wanted = json.loads(json.dumps(request, allow_nan=False))
+    place = home / REQUEST
+    if place.exists():
+        if not resume:
+            raise ConfigError(f"{home} already holds a sweep; add --resume, or choose another --out")
+        _refuse_other(_read(place), wanted, home)
+        return True
+    if (home / ROWS).exists():
+        raise ConfigError(f"{home} has {ROWS} without {REQUEST}; choose another --out")
+    write_json(place, wanted)
+    return False
 
 
 def differing_key(old: Any, new: Any, path: str = "") -> str | None:

@@ -89,7 +89,7 @@ def register(app: typer.Typer) -> None:
     ) -> int:
         """Time runners at several prompt lengths: prefill, decode, memory, share of the ceiling, verdicts."""
         names = runner or DEFAULT_RUNNERS
-        _check(names, model_b, threads)
+        _check(names, model_b)
         settings = {
             "lengths": lengths or [64, 256],
             "new_tokens": new_tokens,
@@ -98,19 +98,19 @@ def register(app: typer.Typer) -> None:
             "judged_positions": judged,
             "prompts": prompts,
             "seed": seed,
-            "budget": _budget(budget_kl, budget_top1),
+            "budget": budget_of(budget_kl, budget_top1),
         }
         from twinrun.bench.settings import BenchSettings
 
         BenchSettings.of(settings)
-        with _threads(threads):
+        with threads_set(threads):
             sides = _sides(names, model, model_b, dtype, device, trust_remote_code)
             found = _run(sides, out, resume, settings)
         _report(found, out, as_json)
         return 0 if found.passed else 1
 
 
-def _check(names: list[str], model_b: str | None, threads: int | None) -> None:
+def _check(names: list[str], model_b: str | None) -> None:
     from twinrun.errors import ConfigError
     from twinrun.runners.registry import ALIASES
 
@@ -129,19 +129,27 @@ def _check(names: list[str], model_b: str | None, threads: int | None) -> None:
         raise ConfigError(f"--model-b {model_b} is used by no runner; ask for one with --runner NAME{SECOND}")
     if full[0].endswith(SECOND):
         raise ConfigError(f"{full[0]!r} comes first, but the reference runs the first model; put it later")
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads must be at least 1, got {threads}")
 
 
-def _budget(kl: float | None, top1: float | None) -> dict[str, float] | None:
+def budget_of(kl: float | None, top1: float | None) -> dict[str, float] | None:
+    """The budget that was typed; None if none was."""
     given = {"kl": kl, "top1": top1}
     return {key: value for key, value in given.items() if value is not None} or None
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Set torch's threads inside the block; None leaves them."""
+def threads_set(count: int | None) -> Iterator[None]:
+    """Set torch's threads inside the block; None leaves them.
+
+    Raises:
+        ConfigError: fewer than one.
+    """
     import torch
+
+    from twinrun.errors import ConfigError
+
+    if count is not None and count < 1:
+        raise ConfigError(f"threads must be at least 1, got {count}")
 
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
@@ -156,12 +164,12 @@ def _sides(
 ) -> dict[str, Any]:
     from twinrun.errors import ConfigError, near_names
     from twinrun.models.tokenizers import check_same_tokens
-    from twinrun.runners.registry import ALIASES, RUNNERS, build_runner, refuse_canvas
+    from twinrun.runners.registry import ALIASES, RUNNERS, build_runner, is_pruned, refuse_canvas
 
     bare = [ALIASES.get(n.removesuffix(SECOND), n.removesuffix(SECOND)) for n in names]
     for name in bare:  # before weights are read
         refuse_canvas(name)
-        if name not in RUNNERS:
+        if name not in RUNNERS and not is_pruned(name):
             raise ConfigError(
                 f"no runner named {name!r}.{near_names(name, RUNNERS)} `twinrun runners` lists all {len(RUNNERS)}"
             )

@@ -6,7 +6,14 @@ import importlib
 
 import typer
 
-COMMANDS = ("contrast_sample", "contrast_train", "contrast_merge", "contrast_eval")
+COMMANDS = (
+    "contrast_sample",
+    "contrast_show",
+    "contrast_check",
+    "contrast_train",
+    "contrast_merge",
+    "contrast_eval",
+)
 
 
 def register(app: typer.Typer) -> None:

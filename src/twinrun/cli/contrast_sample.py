@@ -119,7 +119,7 @@ def register(app: typer.Typer) -> None:
                 questions,
                 out,
                 settings=settings,
-                engine=engine,  # type: ignore[arg-type]  # refused above if it is another word
+                engine=engine,
                 skip_bad=skip_bad,
                 on_progress=lambda done, total: bar.update(task, completed=done, total=total),
             )

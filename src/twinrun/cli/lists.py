@@ -1,4 +1,4 @@
-"""An option that takes a list of numbers: `--lengths 1024 4096`, which click itself has no form for."""
+"""Options that take a list of numbers: `--lengths 1024 4096`, which click itself has no form for."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typer.core import TyperCommand
 
 
 class ManyLengths(TyperCommand):
-    """`--lengths 1024 4096` means both, also `--lengths 1024,4096`."""
+    """`--lengths 1024 4096` means both, also `--lengths 1024,4096`; `--keep` where a command has it likewise."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Repeat the option before each of its numbers."""
-        return list(super().parse_args(ctx, spread_out(args, "--lengths")))
+        known = {name for param in self.params if getattr(param, "multiple", False) for name in param.opts}
+        for option in ("--lengths", "--keep"):
+            args = spread_out(args, option) if option in known else args
+        return list(super().parse_args(ctx, args))
 
 
 def spread_out(args: list[str], option: str) -> list[str]:
@@ -27,10 +30,18 @@ def spread_out(args: list[str], option: str) -> list[str]:
     for arg in args:
         if arg == option:
             is_open = waits = True
-        elif is_open and all(n.lstrip("+-").isdigit() for n in arg.split(",")):
+        elif is_open and all(_is_number(n) for n in arg.split(",")):
             found += [part for n in arg.split(",") for part in (option, n)]
             waits = False
         else:
             found += [option, arg] if waits else [arg]
             is_open = waits = False
     return [*found, option] if waits else found
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

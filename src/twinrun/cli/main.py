@@ -29,6 +29,8 @@ COMMANDS = (
     "score",
     "generate",
     "diffuse",
+    "prune",
+    "lm_eval",
     "contrast",
     "memory",
     "models",

@@ -15,9 +15,9 @@ def register(app: typer.Typer) -> None:
         """List the runners: the plain way and the faster ways."""
         from rich.table import Table
 
-        from twinrun.runners.registry import CANVAS, FAST, RUNNERS
+        from twinrun.runners.registry import CANVAS, FAST, PRUNED, RUNNERS
 
-        kinds = {n: (k.summary, k.exact, k.limits) for n, k in {**RUNNERS, **FAST}.items()} | CANVAS
+        kinds = {n: (k.summary, k.exact, k.limits) for n, k in {**RUNNERS, **FAST}.items()} | PRUNED | CANVAS
         table = Table("name", "exact", "what it does", "limits", box=None)
         for name, (summary, exact, limits) in kinds.items():
             table.add_row(name, "yes" if exact else "lossy", summary, limits)

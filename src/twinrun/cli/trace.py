@@ -23,6 +23,7 @@ from twinrun.cli.common import (
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from twinrun.faults.fault import Fault
     from twinrun.trace.canvas_trace import CanvasTrace
     from twinrun.trace.record import Trace
 
@@ -109,11 +110,14 @@ def _add_run(group: typer.Typer) -> None:
         from contextlib import nullcontext
 
         from twinrun.faults.fault import broken_copy, candidate_for
-        from twinrun.faults.registry import get_fault
         from twinrun.runners.registry import build_scorer
         from twinrun.trace.trace import trace
 
-        fault = None if plant is None else get_fault(plant)
+        fault = None if plant is None else _traceable(plant)
+        if fault is not None and fault.way == "training":
+            raise ConfigError(
+                f"{plant} sits in a training, which has no trace; run `twinrun faults --name {plant}`"
+            )
         side = build_scorer(candidate, tried)
         if fault is not None and fault.way == "diffusion":
             side = build_scorer(candidate, broken_copy(tried))
@@ -206,3 +210,16 @@ def _drawn(found: Trace | CanvasTrace) -> tuple[RenderableType, str]:
         return canvas_text(record), render_canvas_trace(record)
     record = shown(found)
     return trace_text(record), render_trace(record)
+
+
+def _traceable(name: str) -> Fault:
+    """The fault called `name`, unless it sits where nothing is traced."""
+    from twinrun.errors import ConfigError
+    from twinrun.faults.registry import get_fault
+
+    fault = get_fault(name)
+    if fault.way == "training":
+        raise ConfigError(
+            f"{name} sits in a training, which has no trace; run `twinrun faults --name {name}`"
+        )
+    return fault

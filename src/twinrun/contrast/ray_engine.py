@@ -7,6 +7,7 @@ that Ray runs again, because its worker died, comes back once, and is the same.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -63,6 +64,7 @@ def ray_batches(plan: Plan, todo: Sequence[int]) -> Iterator[tuple[int, list[Sam
     ray = _import_ray()
     own = not ray.is_initialized()
     if own:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         ray.init(
             address=os.environ.get(ADDRESS),
             include_dashboard=False,
@@ -87,6 +89,7 @@ def _import_ray() -> Any:
         raise MissingBackendError(
             f"--engine ray needs Ray Data ({error}); pip install twinrun[ray], or use --engine process"
         ) from error
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     return ray
 
 

@@ -212,7 +212,8 @@ class SampleStore:
     def _read(self, number: int) -> Iterator[Sampled]:
         path = self._path(number)
         try:
-            rows = pq.read_table(path).to_pylist()
+            with pq.ParquetFile(path) as file:
+                rows = file.read(use_threads=False).to_pylist()
             for row in rows:
                 steps = tuple(StepSample.of(step) for step in row["steps"])
                 yield Sampled(trajectory=Trajectory.of(row), steps=steps, refused=row["refused"])

@@ -13,7 +13,6 @@ from twinrun.diffusion.feed import Board, Feed
 from twinrun.diffusion.forward import Passed
 from twinrun.diffusion.propose import chunks, propose
 from twinrun.diffusion.settings import DiffusionSettings
-from twinrun.errors import NonFiniteError
 from twinrun.models.parts import Parts
 
 
@@ -37,7 +36,7 @@ class Chooser:
     generators: Sequence[torch.Generator] = ()
     logits: list[Tensor] | None = None
 
-    def update(self, board: Board, feed: Feed, passed: Passed, open: Tensor) -> tuple[Tensor, Tensor]:
+    def update(self, board: Board, feed: Feed, passed: Passed, open: Tensor) -> Tensor:
         """Propose for every open position whose hidden state is new.
 
         Args:
@@ -47,13 +46,15 @@ class Chooser:
             open: `[rows, block]` booleans on the host.
 
         Returns:
-            Rows and block columns of the positions, two `[n]` int64.
+            The positions, `[n]` int64: row times block, plus block column.
         """
         wanted = open if passed.fresh is None else open & passed.fresh[:, feed.rows].cpu()
-        counts = wanted.sum(1).tolist()
-        row, column = (i.to(passed.hidden.device) for i in wanted.nonzero(as_tuple=True))
-        hidden = passed.hidden[row, column + feed.rows.start]
         by_row = self.temperature > 0
+        at = wanted.flatten().nonzero()[:, 0]
+        counts = wanted.sum(1).tolist() if by_row else [len(at)]
+        at = at.to(passed.hidden.device)
+        hidden = passed.hidden[:, feed.rows].flatten(0, 1).index_select(0, at)
+        tokens_of, confidence_of = board.tokens.view(-1), board.confidence.view(-1)
         for number, part in chunks(counts, self.parts.model.vocab_size, by_row=by_row):
             logits = self.parts.logits(hidden[None, part])[0]
             logits[:, self.mask_id] = -math.inf
@@ -61,9 +62,9 @@ class Chooser:
                 self.logits.append(logits)
             source = self.generators[number] if by_row else None
             tokens, confidence = propose(logits, self.temperature, source)
-            board.tokens[row[part], column[part]] = tokens
-            board.confidence[row[part], column[part]] = confidence
-        return row, column
+            tokens_of.index_copy_(0, at[part], tokens)
+            confidence_of.index_copy_(0, at[part], confidence)
+        return at
 
     def eligible(self, feed: Feed, passed: Passed, open: Tensor) -> Tensor:
         """Open positions `[rows, block]` that may be committed: all, or in each row its candidates, if it has any."""
@@ -72,13 +73,12 @@ class Chooser:
         mine = open & passed.candidates[:, feed.rows]
         return torch.where(mine.any(1, keepdim=True), mine, open)
 
-    def choose(self, board: Board, open: Tensor, counts: Sequence[int], *, step: int, size: int) -> Tensor:
+    def choose(self, board: Board, open: Tensor, *, step: int, size: int) -> Tensor:
         """Say which proposals are committed.
 
         Args:
             board: the proposals.
             open: `[rows, block]` booleans on the board's device.
-            counts: open positions of each row.
             step: number of the step inside the block.
             size: positions that were open at its first step.
 
@@ -87,7 +87,7 @@ class Chooser:
         """
         rank = board.confidence
         if self.settings.remasking == "random":
-            rank = torch.zeros_like(rank)
+            rank, counts = torch.zeros_like(rank), open.sum(1).tolist()
             rank[open] = torch.cat([self._draw(g, n) for g, n in zip(self.generators, counts, strict=True)])
         return self.settings.commit.choose(rank, open, step=step, size=size) & open
 
@@ -97,18 +97,8 @@ class Chooser:
 
 
 def to_host(board: Board, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Choice, proposals and confidences on the host, by one copy.
-
-    Raises:
-        NonFiniteError: a committed token has no probability, because the logits hold NaN.
-    """
+    """Choice, proposals and confidences on the host, by one copy."""
     if chosen.device.type == "cpu":
-        host, tokens, confidence = chosen, board.tokens, board.confidence
-    else:
-        packed = torch.stack([chosen.double(), board.tokens.double(), board.confidence]).cpu()
-        host, tokens, confidence = packed[0] > 0, packed[1].long(), packed[2]
-    if bool(confidence[host].isnan().any()):
-        raise NonFiniteError(
-            "the logits of a masked position hold NaN; run the model one precision up (twinrun verify)"
-        )
-    return host, tokens, confidence
+        return chosen, board.tokens, board.confidence
+    packed = torch.stack([chosen.double(), board.tokens.double(), board.confidence]).cpu()
+    return packed[0] > 0, packed[1].long(), packed[2]

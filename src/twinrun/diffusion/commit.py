@@ -68,7 +68,10 @@ class Quota:
 
     def choose(self, confidence: Tensor, open: Tensor, *, step: int, size: int) -> Tensor:
         """Choose the surest ones."""
-        return (_ranks(confidence, open) < self.count(step, size)) & open
+        count = self.count(step, size)
+        if count == 1:
+            return _surest(confidence, open) & open
+        return (_ranks(confidence, open) < count) & open
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,4 +149,5 @@ def _ranks(confidence: Tensor, open: Tensor) -> Tensor:
 
 def _surest(confidence: Tensor, open: Tensor) -> Tensor:
     """`[rows, block]` booleans: the first of the largest confidences among the open positions."""
-    return _ranks(confidence, open) == 0
+    best = confidence.masked_fill(~open, -math.inf).argmax(dim=1, keepdim=True)
+    return torch.zeros_like(open).scatter_(1, best, True)

@@ -46,7 +46,6 @@ class Decode:
     canvases: list[list[int]] = field(init=False)
     rows: list[int] = field(init=False)
     stopped: bool = field(default=False, init=False)
-    _ends: Tensor = field(init=False)
     _decided: dict[int, int] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -54,7 +53,7 @@ class Decode:
         count = len(self.canvas.ids)
         self.rows = list(range(count))
         self.finish, self.canvases = [None] * count, [[] for _ in range(count)]
-        self._ends = torch.tensor(sorted(self.ends))
+        self.ends = frozenset(self.ends)
         self.chooser.logits = None if self.probe is None else []
 
     def run(self) -> None:
@@ -79,7 +78,7 @@ class Decode:
     def _fill(self, number: int, block: slice) -> None:
         """Fill in one block."""
         board = self.passes.begin(self.canvas, block)
-        known = HostBlock.of(self.canvas, block)
+        known = HostBlock.of(self.canvas, block, self.ends)
         size = block.stop - block.start
         for step in itertools.count():
             if self.stopped or not bool(known.open.any()):
@@ -91,18 +90,15 @@ class Decode:
             feed, passed = self.passes.step(step, layers)
             at = self.chooser.update(board, feed, passed, known.open)
             open = self.chooser.eligible(feed, passed, self.canvas.open[:, block])
-            counts = known.open.sum(1).tolist() if passed.candidates is None else open.sum(1).tolist()
-            chosen = self.chooser.choose(board, open, counts, step=step, size=size)
+            chosen = self.chooser.choose(board, open, step=step, size=size)
             if self.probe is not None:
                 self._look_after(feed, passed, layers or [], at, chosen)
             self.passes.commit(chosen, board.tokens)
-            host, tokens, confidence = to_host(board, chosen)
-            known.commit(host, tokens)
-            for row, column in known.ended(self._ends):
+            committed = known.commit(*to_host(board, chosen))
+            for row, column in known.ended():
                 self.finish[self.rows[row]] = "eos"
                 known.open[row] = False
                 self.passes.close(row, block.start + column + 1, int(known.text[row, column]))
-            committed = known.committed(host, confidence)
             record = self._record(number, step, feed, passed, committed, began)
             self.steps.append(record)
             if self.observe is not None and self.observe(record):
@@ -168,18 +164,19 @@ class Decode:
         )
 
     def _look_after(
-        self, feed: Feed, passed: Passed, layers: list[Tensor], at: tuple[Tensor, Tensor], chosen: Tensor
+        self, feed: Feed, passed: Passed, layers: list[Tensor], at: Tensor, chosen: Tensor
     ) -> None:
         assert self.probe is not None
         logits, self.chooser.logits = self.chooser.logits or [], []
         board = self.passes.board
+        size = chosen.shape[1]
         self.probe.after(
             After(
                 columns=feed.columns,
                 rows=feed.rows,
                 hidden=passed.hidden,
                 layers=layers,
-                at=at,
+                at=(at // size, at % size),
                 logits=torch.cat(logits) if logits else passed.hidden.new_zeros(0, 0),
                 tokens=board.tokens.clone(),
                 confidence=board.confidence.clone(),

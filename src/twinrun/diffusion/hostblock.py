@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from twinrun.diffusion.canvas import Canvas
+from twinrun.errors import NonFiniteError
 
 
 class Committed(NamedTuple):
@@ -19,43 +21,70 @@ class Committed(NamedTuple):
     confidence: list[float]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class HostBlock:
-    """Tokens of a block, which of them are open, and their absolute positions: three `[rows, block]` on the host."""
+    """Tokens of a block, which of them are open, and their absolute positions, `[rows, block]` all.
+
+    On a CPU the first two are the canvas itself, which the commit of a step has already changed.
+    """
 
     text: Tensor
     open: Tensor
-    positions: Tensor
+    positions: list[list[int]]
+    ends: frozenset[int]
+    shared: bool
+    _has_end: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        """See whether an end stands in the block already."""
+        closed = self.text[~self.open].tolist() if self.ends else []
+        self._has_end = not self.ends.isdisjoint(closed)
 
     @classmethod
-    def of(cls, canvas: Canvas, block: slice) -> HostBlock:
-        """Read the block from the canvas."""
-        found = (t[:, block].cpu().clone() for t in (canvas.ids, canvas.open, canvas.positions))
-        return cls(*found)
+    def of(cls, canvas: Canvas, block: slice, ends: Iterable[int] = ()) -> HostBlock:
+        """Read the block from the canvas; `ends` are ids that end a text."""
+        shared = canvas.ids.device.type == "cpu"
+        return cls(
+            text=canvas.ids[:, block].cpu(),
+            open=canvas.open[:, block].cpu(),
+            positions=canvas.positions[:, block].tolist(),
+            ends=frozenset(ends),
+            shared=shared,
+        )
 
-    def commit(self, chosen: Tensor, tokens: Tensor) -> None:
-        """Take over what was committed, `[rows, block]` both."""
-        self.text = torch.where(chosen, tokens, self.text)
-        self.open &= ~chosen
+    def commit(self, chosen: Tensor, tokens: Tensor, confidence: Tensor) -> list[Committed]:
+        """Take over what was committed, `[rows, block]` all, behind the canvas; list it for each row, in order.
 
-    def committed(self, chosen: Tensor, confidence: Tensor) -> list[Committed]:
-        """List what was chosen in each row, positions ascending."""
-        counts = chosen.sum(1).tolist()
-        parts = (torch.split(t[chosen], counts) for t in (self.positions, self.text, confidence))
-        return [Committed(*(part.tolist() for part in row)) for row in zip(*parts, strict=True)]
+        Raises:
+            NonFiniteError: a committed token has no probability, because the logits hold NaN.
+        """
+        if not self.shared:
+            self.text = torch.where(chosen, tokens, self.text)
+            self.open &= ~chosen
+        found = [Committed([], [], []) for _ in self.positions]
+        at = chosen.nonzero(as_tuple=True)
+        values = (part.tolist() for part in (*at, tokens[at], confidence[at]))
+        for row, column, token, sure in zip(*values, strict=True):
+            if sure != sure:
+                raise NonFiniteError(
+                    "the logits of a masked position hold NaN; run the model one precision up (twinrun verify)"
+                )
+            mine = found[row]
+            mine.positions.append(self.positions[row][column])
+            mine.tokens.append(token)
+            mine.confidence.append(sure)
+            self._has_end = self._has_end or token in self.ends
+        return found
 
-    def ended(self, ends: Tensor) -> list[tuple[int, int]]:
+    def ended(self) -> list[tuple[int, int]]:
         """Rows that end in this block: their first end token has nothing open before it.
-
-        Args:
-            ends: ids that end a text, `[n]`.
 
         Returns:
             Row and block column of the end token. A row that was closed already is named again.
         """
-        if not len(ends):
+        if not self._has_end:
             return []
-        is_end = torch.isin(self.text, ends) & ~self.open
+        is_end = torch.isin(self.text, torch.tensor(sorted(self.ends))) & ~self.open
         if not bool(is_end.any()):
             return []
         width = self.text.shape[1]

@@ -18,7 +18,7 @@ from twinrun.diffusion.feed import Board, Feed
 from twinrun.diffusion.forward import AllTokens, BlockForward, Passed, run_layers
 from twinrun.diffusion.rule import is_refresh
 from twinrun.diffusion.settings import DiffusionSettings
-from twinrun.models.parts import Parts, Slots
+from twinrun.models.parts import Parts, Rotary, Slots
 
 
 class Passes:
@@ -51,6 +51,7 @@ class Passes:
         self.canvas, self.block, self._whole = seen, block, canvas
         if is_new:
             self._rotary = self._parts.rotary(self._parts.embed(seen.ids[:, :1]), seen.positions)
+            self._cut: dict[tuple[int, int], Rotary] = {}
             self.slots = None if self._settings.cache == "none" else Slots(seen.width)
         self.forward.begin()
         self.board = Board.of(seen, block)
@@ -87,19 +88,26 @@ class Passes:
     def feed(self, step: int, layers: list[Tensor] | None = None, *, full: bool) -> Feed:
         """What a step is fed: the whole canvas, or the columns that the cache computes again."""
         columns = slice(0, self.canvas.width) if full else self._columns()
-        cos, sin = self._rotary
         return Feed(
             canvas=self.canvas,
             columns=columns,
             block=self.block,
             full=full,
             lead=self.lead,
-            rotary=(cos[:, columns], sin[:, columns]),
+            rotary=self._rotary_of(columns),
             slots=self.slots,
             board=self.board,
             step=step,
             layers=layers,
         )
+
+    def _rotary_of(self, columns: slice) -> Rotary:
+        """Tables of some columns: the same object for all steps that compute them."""
+        key = columns.start, columns.stop
+        if key not in self._cut:
+            cos, sin = self._rotary
+            self._cut[key] = cos[:, columns], sin[:, columns]
+        return self._cut[key]
 
     def step(self, step: int, layers: list[Tensor] | None = None) -> tuple[Feed, Passed]:
         """Run one step of the block.

@@ -203,8 +203,7 @@ def run_saved(
     chooser.update(passes.board, feed, passed, is_open)
     size = stop - start
     eligible = chooser.eligible(feed, passed, canvas.open[:, start:stop])
-    counts = eligible.sum(1).tolist()
-    chosen = chooser.choose(passes.board, eligible, counts, step=number, size=size)[row].tolist()
+    chosen = chooser.choose(passes.board, eligible, step=number, size=size)[row].tolist()
     return _output(runner, settings, passes, (feed, passed), is_open[row].tolist(), chosen, row)
 
 

@@ -5,6 +5,7 @@ A rule says in front of which layers tokens may drop out and which of them do; `
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,11 +116,22 @@ class TokenSkip:
     def choose(self, seen: Seen) -> Decision:
         """Compare every token with itself, in all rows and layers at once."""
         cosines = torch.cosine_similarity(seen.now.float(), seen.then.float(), dim=-1).clamp(max=1)
-        low, mean = cosines.amin(0), cosines.mean(0).clamp(max=1)
-        stable = (low >= self.outlier) & (mean > self.threshold)
+        low = mean = cosines[0]
+        if len(cosines) > 1:
+            low, mean = cosines.amin(0), cosines.mean(0).clamp(max=1)
+        stable = mean > self.threshold
+        if len(cosines) > 1 or self.outlier > self.threshold:
+            stable &= low >= self.outlier
         moved = seen.changed
         if self.neighbours:
-            width = 2 * self.neighbours + 1
-            near = torch.nn.functional.max_pool1d(moved.float(), width, stride=1, padding=self.neighbours)
-            moved = near > 0
+            alone = moved.float()  # float64 where a verdict computes one precision up
+            moved = alone @ _near(moved.shape[1], self.neighbours, moved.device).to(alone.dtype) > 0
         return Decision(keep=moved | ~stable, notes={"cosine_mean": mean, "cosine_low": low})
+
+
+@functools.lru_cache(maxsize=16)
+def _near(tokens: int, distance: int, device: torch.device) -> torch.Tensor:
+    """`[tokens, tokens]`: 1 for pairs of tokens that are at most so far apart, else 0."""
+    with torch.inference_mode(False):
+        at = torch.arange(tokens, device=device)
+        return ((at - at[:, None]).abs() <= distance).float()

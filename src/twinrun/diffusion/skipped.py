@@ -62,6 +62,7 @@ class Skipping:
         self._watched = rule.watched(parts.num_layers)
         self._inputs = frozenset(layer for layers in self._watched.values() for layer in layers)
         self.wants_confidence = not rule.candidates
+        self._all: Active | None = None
         self.begin()
 
     def begin(self) -> None:
@@ -111,31 +112,46 @@ class Skipping:
             changed=changed,
             hidden=hidden,
             entering=hidden,
-            going=Active.everything(rows, tokens, feed.ids.device),
+            going=self._everything(rows, tokens, feed.ids.device),
             counts=[tokens] * rows,
             skips=skips,
             commits=commits,
         )
 
+    def _everything(self, rows: int, tokens: int, device: torch.device) -> Active:
+        """The same set for all steps of the same size."""
+        if self._all is None or self._all.picks.shape != (rows, tokens):
+            self._all = Active.everything(rows, tokens, device)
+        return self._all
+
     def _cut(self, layer: int, now: _Step) -> bool:
         """Let tokens drop out in front of a layer; False if every token of the block goes on."""
-        watched = torch.stack([now.inputs[i] for i in self._watched[layer]])
+        inputs = [now.inputs[i] for i in self._watched[layer]]
+        watched = inputs[0][None] if len(inputs) == 1 else torch.stack(inputs)
         if now.whole:
             now.entering = now.hidden
         if not now.skips:
             if now.feed.layers is not None and not self._rule.counts_commits:
                 now.notes |= self._rule.choose(self._seen(layer, watched, now)).notes
-            self._then[layer] = watched
+            self._then[layer] = watched.clone()
             return False
         decision = self._rule.choose(self._seen(layer, watched, now))
         self._note(decision, now)
-        keep = self._wiring.rows_of(decision.keep)
-        counts: list[int] = decision.counts if decision.counts is not None else keep.sum(1).tolist()
+        keep, going = self._wiring.rows_of(decision.keep), now.going
+        rows, places = len(now.counts), None
+        if decision.counts is None and rows == 1 and going.full:
+            places = keep.nonzero()[:, 1]
+            counts = [len(places)]
+        else:
+            counts = decision.counts if decision.counts is not None else keep.sum(1).tolist()
         if now.whole and min(counts) == keep.shape[1]:
-            self._then[layer] = watched
+            self._then[layer] = watched.clone()
             return False
-        width = computed_width(max(counts), len(counts), now.going.width, keep.device)
-        now.going, order = now.going.narrow(keep, width)
+        width = computed_width(max(counts), rows, going.width, keep.device)
+        if places is not None and width == len(places):
+            now.going, order = going.only(places)
+        else:
+            now.going, order = going.narrow(keep, width, full=going.full and min(counts) == width)
         now.going.put(self._then[layer], taken(watched, order, 2), 2)
         now.hidden = taken(now.hidden, order, 1)
         now.counts, now.whole = counts, False
@@ -179,7 +195,7 @@ class Skipping:
     def _settle(self, now: _Step) -> Passed:
         """Remember what was computed, and say what the head reads."""
         feed = now.feed
-        computed = now.going.spread(feed.ids.shape[1])
+        computed = now.going.spread()
         notes = {
             **now.notes,
             "skipped": ~computed,

@@ -12,6 +12,7 @@ from twinrun.errors import ConfigError, UnsupportedModelError
 from twinrun.models.model import Model
 from twinrun.runners.kvcache import KVCache
 from twinrun.runners.recompute import Recompute
+from twinrun.runners.registry import build_runner, is_pruned
 from twinrun.runners.runner import ModelScorer
 from twinrun.runners.singlepass import SinglePass
 
@@ -24,6 +25,7 @@ PADDED = ("single-pass", *CACHED)
 SiteKind = Literal[
     "input ids", "positions", "mask", "cache", "module", "scores",
     "skip decision", "head input", "keys", "mask id", "prompt", "commit set",
+    "loss terms", "targets",
 ]  # fmt: skip
 
 
@@ -37,7 +39,8 @@ class Site:
             "module" (a module computes something else), "scores" (every module is right, the rows handed out are
             not). In diffusion decoding also "skip decision" (what is compared, or what is made of it), "head input"
             (states that are not final), "keys" (what is stored), "mask id" and "prompt" (what is written to the
-            canvas) and "commit set" (the rule).
+            canvas) and "commit set" (the rule). In a training of scorers "loss terms" and "targets" (those of
+            other samples).
         modules: for "module" the modules that compute it, for "cache" the attention modules that store it, as paths
             in `model.core.named_modules()`. Any of them is a right answer, or any module inside it; "" means the
             whole model and not what is inside: the place behind the head. Of a fault in every layer this is
@@ -66,8 +69,8 @@ class Fault:
         site: the same place, for a program.
         needs: what a prompt or a model must have for the fault to show.
         runners: names of the runners that show it, the best one first.
-        way: "causal" (scored from left to right, judged by verdict and blame) or "diffusion" (decoded on a canvas,
-            judged by the trace).
+        way: "causal" (scored from left to right, judged by verdict and blame), "diffusion" (decoded on a canvas,
+            judged by the trace) or "training" (scorers of prompt pruning, judged by the training check).
         reason_against: why the fault does not exist in a model, or None.
         plant: breaks a runner inside a block.
     """
@@ -80,7 +83,7 @@ class Fault:
     site: Site
     needs: tuple[str, ...] = ()
     runners: tuple[str, ...] = ("single-pass", "kv-cache:dynamic", "kv-cache:static", "recompute")
-    way: Literal["causal", "diffusion"] = "causal"
+    way: Literal["causal", "diffusion", "training"] = "causal"
     reason_against: Callable[[Model], str | None]
     plant: Plant
 
@@ -132,9 +135,20 @@ def candidate_for(fault: Fault, model: Model, runner: str | None = None) -> Any:
         from twinrun.faults.canvas_runners import build_canvas_runner
 
         return build_canvas_runner(name, own)
+    if fault.way == "training":
+        from twinrun.faults.trainee import Trainee
+
+        return Trainee(own)
+    if is_pruned(name):
+        return build_runner(name, own)
     if name == "recompute":
         return Recompute(own)
     return SinglePass(own) if name == "single-pass" else KVCache(own, cache=name.partition(":")[2])
+
+
+def trusted_side(name: str, model: Model) -> Any:
+    """What a runner called `name` is held against: plain recomputation, or, for one that prunes, the same runner."""
+    return build_runner(name, model) if is_pruned(name) else Recompute(model)
 
 
 def always(_model: Model) -> str | None:

@@ -19,6 +19,7 @@ from twinrun.faults import (
     positions,
     precision,
     prefill,
+    pruning,
     reuse,
     rotary,
     routers,
@@ -26,6 +27,7 @@ from twinrun.faults import (
     scores,
     skips,
     teaching_gpt,
+    trainings,
 )
 from twinrun.faults.fault import Fault
 
@@ -42,6 +44,8 @@ _FACTORIES: tuple[Callable[[], Fault], ...] = (
     caches.float8_cache,
     reuse.prefix_cache_pollution,
     reuse.stale_after_rollback,
+    pruning.pruned_prefill_not_decoded,
+    pruning.positions_renumbered_after_prune,
     masks.causal_mask_dropped,
     masks.padding_attended,
     masks.pad_id_masked,
@@ -81,6 +85,8 @@ _FACTORIES: tuple[Callable[[], Fault], ...] = (
     canvases.prompt_mask_overwritten,
     canvases.factor_off_by_one,
     canvases.canvas_padding_attended,
+    trainings.loss_terms_overwritten,
+    trainings.targets_of_other_samples,
 )
 FAULTS: dict[str, Callable[[], Fault]] = {factory().name: factory for factory in _FACTORIES}
 

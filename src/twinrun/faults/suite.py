@@ -10,13 +10,15 @@ from typing import Any, Literal
 from twinrun.errors import ConfigError
 from twinrun.faults.canvas_judged import clean_words, judge_canvas_fault, trace_clean
 from twinrun.faults.canvas_runners import CANVAS_RUNNERS
-from twinrun.faults.fault import Fault
+from twinrun.faults.fault import Fault, trusted_side
 from twinrun.faults.judged import Judged, judge_fault
+from twinrun.faults.pruning import PRUNED, cannot_be_pruned
 from twinrun.faults.registry import FAULTS, get_fault
+from twinrun.faults.trainee import TRAINEE
+from twinrun.faults.training_judged import judge_training_fault, train_clean
 from twinrun.models import zoo
 from twinrun.models.model import Model
 from twinrun.records.env import environment
-from twinrun.runners.recompute import Recompute
 from twinrun.runners.registry import build_runner
 from twinrun.verify.blame import blame
 from twinrun.verify.probes import probes
@@ -179,12 +181,14 @@ def run_suite(
 
 
 def _judged(fault: Fault, family: str, dtype: str) -> Judged:
-    """Plant one fault in one family: verdict and blame judge it, or, on a canvas, the trace."""
+    """Plant one fault in one family: verdict and blame judge it, on a canvas the trace, in a training its check."""
     model = _model(family, dtype)
     if fault.way == "diffusion":
         return judge_canvas_fault(fault, model, family=family)
+    if fault.way == "training":
+        return judge_training_fault(fault, model, family=family)
     cases = probes(model, max_tokens=PROBE_TOKENS)
-    return judge_fault(fault, Recompute(model), model, cases, family=family)
+    return judge_fault(fault, trusted_side(fault.runners[0], model), model, cases, family=family)
 
 
 def _clean_grid(
@@ -194,7 +198,14 @@ def _clean_grid(
     if which == "all":
         whole = ((f, d, r) for f in zoo.FAMILIES for d in dtypes for r in zoo.CANDIDATES)
         canvases = [(f, d, r) for f in zoo.MASKED for d in dtypes for r in CANVAS_RUNNERS]
-        return [(f, d, r) for f, d, r in whole if (f, r, d) not in zoo.KNOWN] + canvases
+        pruned = [
+            (f, d, PRUNED)
+            for f in zoo.FAMILIES
+            if cannot_be_pruned(_model(f, dtypes[0])) is None
+            for d in dtypes
+            if (f, "kv-cache:dynamic", d) not in zoo.KNOWN
+        ]
+        return [(f, d, r) for f, d, r in whole if (f, r, d) not in zoo.KNOWN] + pruned + canvases
     return sorted({(family, d, fault.runners[0]) for fault, family, d in grid}) if which == "same" else []
 
 
@@ -204,7 +215,10 @@ def judge_clean(family: str, dtype: str, runner: str) -> Clean:
     if runner in CANVAS_RUNNERS:
         verdict_word, named = clean_words(trace_clean(model, runner))
         return Clean(family=family, dtype=dtype, runner=runner, verdict=verdict_word, named=named)
-    sides = Recompute(model), build_runner(runner, model)
+    if runner == TRAINEE:
+        verdict_word, named = train_clean(model)
+        return Clean(family=family, dtype=dtype, runner=runner, verdict=verdict_word, named=named)
+    sides = trusted_side(runner, model), build_runner(runner, model)
     cases = probes(model, max_tokens=PROBE_TOKENS)
     verdict = verify(*sides, cases, explain=False)
     return Clean(

@@ -22,6 +22,7 @@ from twinrun.models.checkpoint import check_finite, check_fits, check_folder
 from twinrun.models.hub import check_reachable
 from twinrun.models.memory import refuse_oversize, weight_bytes
 from twinrun.models.model import Model
+from twinrun.models.spread import Spread, refuse_spread_in_memory
 from twinrun.models.tail import text_config
 from twinrun.numerics.precision import dtype_name, parse_dtype
 
@@ -35,6 +36,8 @@ def load(
     attention: str | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    tp_plan: str | dict[str, str] | None = None,
 ) -> Model:
     """Return a `Model`, ready for any runner; a masked-diffusion model (`is_causal` is False) for `twinrun.Diffusion`.
 
@@ -47,6 +50,9 @@ def load(
         attention: transformers' attention implementation ("sdpa", "eager", ...); None is the model's default.
         trust_remote_code: run code that comes with a checkpoint. Off: a checkpoint that needs it is refused.
         revision: branch, tag or commit of a hub model.
+        device_map: transformers' placement of layers on several devices ("auto", "balanced", or a mapping).
+        tp_plan: transformers' tensor-parallel plan, "auto" for the model's own; every process of `torchrun` then
+            holds a part of each layer, and all of them must make the same calls (`docs/many-gpus.md`).
 
     Raises:
         ConfigError: unknown name (with near ones), or an option that does not apply to a model in memory.
@@ -63,7 +69,9 @@ def load(
     if isinstance(source, Model):
         return source
     if isinstance(source, nn.Module):
+        refuse_spread_in_memory(device_map, tp_plan)
         return _in_memory(source, tokenizer, dtype, device)
+    spread = Spread.of(device_map, tp_plan, device)
     wanted = None if dtype == "auto" else parse_dtype(dtype)
     place, why_device = _pick_device(device)
     name = str(source)
@@ -71,16 +79,22 @@ def load(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if folder is not None:
         files = check_folder(folder)
-        check_fits(files, wanted, place, name)
+        if not spread:  # what each device must hold is transformers' choice
+            check_fits(files, wanted, place, name)
     else:
         check_reachable(name, revision)
-        _check_config_fits(name, wanted, place, trust_remote_code, revision)
+        if not spread:
+            _check_config_fits(name, wanted, place, trust_remote_code, revision)
         options["revision"] = revision or "main"
-    module, found = _from_pretrained(str(folder or name), name, wanted, attention, options)
+    module, found = _from_pretrained(str(folder or name), name, wanted, attention, options, spread)
     check_finite(module)
-    model = Model(module.to(place).eval(), tokenizer or found, name=name)
+    module = module if spread else module.to(place)
+    model = Model(module.eval(), tokenizer or found, name=name)
     why_dtype = "as requested" if wanted is not None else "the precision that the checkpoint is stored in"
-    model.choices = {"dtype": f"{dtype_name(model.dtype)}: {why_dtype}", "device": f"{place}: {why_device}"}
+    model.choices = {
+        "dtype": f"{dtype_name(model.dtype)}: {why_dtype}",
+        "device": spread.why or f"{place}: {why_device}",
+    }
     return model
 
 
@@ -158,7 +172,7 @@ def local_folder(name: str) -> Path | None:
 
 
 def _from_pretrained(
-    path: str, name: str, dtype: Any, attention: str | None, options: dict[str, Any]
+    path: str, name: str, dtype: Any, attention: str | None, options: dict[str, Any], spread: Spread
 ) -> tuple[nn.Module, Any]:
     """Read weights and tokenizer with transformers; only safetensors, never a pickle."""
     from transformers import AutoModelForCausalLM, PreTrainedConfig
@@ -170,12 +184,13 @@ def _from_pretrained(
     revision = {key: value for key, value in options.items() if key != "trust_remote_code"}
     try:
         fields, _ = PreTrainedConfig.get_config_dict(path, **revision)
+        spread.check(fields, name)
         if is_translated(fields):
             module = read_translated(path, fields, name, attention, dtype=dtype or "auto", **revision)
         else:
             module = looks_both_ways(
                 AutoModelForCausalLM.from_pretrained(
-                    path, dtype=dtype or "auto", use_safetensors=True, **extra, **options
+                    path, dtype=dtype or "auto", use_safetensors=True, **extra, **spread.options(), **options
                 )
             )
     except TwinrunError:

@@ -255,6 +255,17 @@ class Model:
             finally:
                 self.cast_number = outer
 
+    @contextmanager
+    def raised_part(self, name: str) -> Iterator[torch.dtype]:
+        """Run one module, called by itself, one precision up inside the block; yields that precision.
+
+        Args:
+            name: path of the module inside `core`.
+        """
+        dtype = one_up(self.dtype)
+        with raised_part(self.core.get_submodule(name), dtype):
+            yield dtype
+
     def can_raise(self) -> str | None:
         """Return None if this model can be run one precision up, else the reason why not."""
         try:

@@ -15,76 +15,13 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
 from twinrun.errors import UnsupportedModelError
+from twinrun.models.lean import LeanLayer, Tables, tables
 from twinrun.models.model import Model
 from twinrun.models.positions import as_mask
+from twinrun.models.slots import At as At
+from twinrun.models.slots import Slots as Slots
 
 Rotary = tuple[Tensor, Tensor]
-At = slice | Tensor
-"""Slots to write: a slice for all rows alike, or `[rows, tokens]` int64."""
-
-
-class Slots:
-    """Keys and values of a canvas, one slot a position, in every layer; a position computed again is written over.
-
-    Keys are stored rotated, once, by the position that their token has: a slot never needs to know its own index.
-    One slot more than asked for takes what is to be written nowhere (`Slots.nowhere`), so that rows with unequal
-    numbers of tokens can be computed together.
-
-    Attributes:
-        width: slots that are attended to.
-        at: where the next `update` writes.
-    """
-
-    def __init__(self, width: int) -> None:
-        """Room for `width` positions; memory is taken at the first write of each layer."""
-        self.width = width
-        self.at: At = slice(0, width)
-        self._keys: dict[int, Tensor] = {}
-        self._values: dict[int, Tensor] = {}
-
-    @property
-    def nowhere(self) -> int:
-        """Index of the slot that is never read."""
-        return self.width
-
-    @property
-    def layers(self) -> int:
-        """Layers that have been written."""
-        return len(self._keys)
-
-    def bytes(self) -> int:
-        """Memory of keys and values."""
-        return sum(t.nbytes for store in (self._keys, self._values) for t in store.values())
-
-    def keys(self, layer: int) -> Tensor:
-        """`[rows, kv_heads, width, head_dim]`, a view."""
-        return self._keys[layer][:, :, : self.width]
-
-    def values(self, layer: int) -> Tensor:
-        """`[rows, kv_heads, width, head_dim]`, a view."""
-        return self._values[layer][:, :, : self.width]
-
-    def update(
-        self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Write `[rows, kv_heads, tokens, head_dim]` at `at`; return what a query attends to. Attention calls this."""
-        # Keys of a model that is rotated in float32 come wider than its precision; attention rounds them to it.
-        for store, new in ((self._keys, keys.to(values.dtype)), (self._values, values)):
-            if layer_idx not in store:
-                rows, heads, _tokens, dim = new.shape
-                store[layer_idx] = new.new_zeros(rows, heads, self.width + 1, dim)
-            if isinstance(self.at, slice):
-                store[layer_idx][:, :, self.at] = new
-            else:
-                store[layer_idx].scatter_(2, self.at[:, None, :, None].expand_as(new), new)
-        return self.keys(layer_idx), self.values(layer_idx)
-
-    def copy(self) -> Slots:
-        """Return the same numbers in memory of their own."""
-        twin = Slots(self.width)
-        twin._keys = {i: t.clone() for i, t in self._keys.items()}
-        twin._values = {i: t.clone() for i, t in self._values.items()}
-        return twin
 
 
 class Parts:
@@ -111,6 +48,8 @@ class Parts:
         self._body: Any = layout.body
         self._norm, self._head, self._tail = layout.norm, layout.head, layout.tail
         self._layers = layout.layers
+        self._lean = [LeanLayer(layer) for layer in self._layers]
+        self._tables: list[tuple[Rotary, Tables]] = []
 
     @property
     def num_layers(self) -> int:
@@ -124,6 +63,8 @@ class Parts:
 
     def rotary(self, hidden: Tensor, positions: Tensor) -> Rotary:
         """Cosines and sines `[rows, tokens, head_dim]` of absolute positions `[rows, tokens]`."""
+        for lean in self._lean:
+            lean.look()
         found: Rotary = self._body.rotary_emb(hidden, position_ids=positions)
         return found
 
@@ -141,6 +82,9 @@ class Parts:
         """
         if mask is not None:
             mask = as_mask(self.model, mask.expand(-1, -1, hidden.shape[1], -1))
+        lean = self._lean[index](hidden, self._turn(rotary), mask, slots)
+        if lean is not None:
+            return lean
         out = self._layers[index](
             hidden,
             attention_mask=mask,
@@ -150,6 +94,15 @@ class Parts:
             is_causal=False,
         )
         found: Tensor = out if isinstance(out, Tensor) else out[0]
+        return found
+
+    def _turn(self, rotary: Rotary) -> Tables:
+        """Tables of a step, made for the first of its layers; the last two are kept: a block's, and of some of it."""
+        for known, found in self._tables:
+            if known is rotary:
+                return found
+        found = tables(rotary)
+        self._tables = [(rotary, found), *self._tables[:1]]
         return found
 
     def write(self, index: int, hidden: Tensor, rotary: Rotary, slots: Slots) -> bool:

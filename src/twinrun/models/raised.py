@@ -146,14 +146,16 @@ def raised_to(module: nn.Module) -> torch.dtype | None:
 @contextmanager
 def raised_part(part: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Run one module and its children in `dtype` inside the block; weights of linear layers are cast in slices."""
-    unit = _Unit(part.modules(), dtype)
+    unit = _Unit([m for m in part.modules() if type(m) is not nn.Embedding], dtype)
     unit.leave_linear_weights()
-    unit.up()
-    try:
-        with Up(dtype):
-            yield
-    finally:
-        unit.down()
+    with ExitStack() as undo:
+        undo.enter_context(_eager_experts(part, dtype))
+        for table in (m for m in part.modules() if type(m) is nn.Embedding):
+            undo.callback(table.register_forward_hook(lambda _m, _a, out: out.to(dtype)).remove)
+        undo.callback(unit.down)
+        unit.up()
+        undo.enter_context(Up(dtype))
+        yield
 
 
 def refuse_packed(module: nn.Module) -> None:

@@ -16,11 +16,11 @@ from twinrun.errors import ConfigError, NonFiniteError
 
 
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[BinaryIO]:
+def whole_file(path: str | Path, *, sync: bool = True) -> Iterator[BinaryIO]:
     """Open a file for writing that stands at `path` only when the block has ended well; a reader never sees a part.
 
     Missing folders are made. The temporary file stands in the same folder, because a move between file
-    systems is a copy.
+    systems is a copy. With `sync` it also outlasts a loss of power as soon as this returns; some milliseconds.
 
     Raises:
         ConfigError: the place cannot be written to, or the disk is full; the message says why. What stood at
@@ -33,7 +33,8 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
         with open(part, "xb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         os.replace(part, place)
     except OSError as error:
         fix = "free some space" if error.errno == errno.ENOSPC else "choose another folder"
@@ -43,13 +44,13 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
             part.unlink(missing_ok=True)
 
 
-def write_bytes(path: str | Path, data: bytes) -> Path:
+def write_bytes(path: str | Path, data: bytes, *, sync: bool = True) -> Path:
     """Write `data` to `path` so that a reader sees the old file or the new one, never a part.
 
     Raises:
         ConfigError: see `whole_file`.
     """
-    with whole_file(path) as file:
+    with whole_file(path, sync=sync) as file:
         file.write(data)
     return Path(path)
 

@@ -24,13 +24,14 @@ def bench_text(record: Mapping[str, Any]) -> Iterator[RenderableType]:
     """
     for title, heads, rows in tables(record["rows"]):
         if rows:
-            yield _table(title, heads, rows)
+            yield sweep_table(title, heads, rows)
             yield Text()
     for note in notes(record):
         yield Text(f"· {note}", style="dim")
 
 
-def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def sweep_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table whose first column is said once a group, with a blank line between groups."""
     table = Table(
         title=title,
         title_justify="left",
@@ -42,7 +43,9 @@ def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> T
     )
     for head in heads:
         shown = re.sub(r" (?=\(p10|MFU|reads|memory)|(?<=,) ", "\n", head)
-        table.add_column(shown, justify="left" if head in ("runner", "verdict") else "right", overflow="fold")
+        table.add_column(
+            shown, justify="left" if head in ("runner", "side", "verdict") else "right", overflow="fold"
+        )
     before = None
     for row in rows:
         if before is not None and row[0] != before:

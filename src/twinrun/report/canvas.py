@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, MUTED, RULE, BLUE, LIGHT_BLUE, HEAT = "#1b1f24", "#8a929c", "#c0262d", "#3451b2", "#9fb0ea", "#e8590c"
+Place = tuple[float, float, float, float]
 LINES = (BLUE, HEAT, "#0a7a4b", MUTED, INK)
 """Colours of curves, in order."""
 
@@ -19,12 +21,23 @@ def blank(inches: tuple[float, float], panels: int = 1) -> tuple[Figure, list[Ax
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=inches, dpi=150, layout="constrained")
-    found = [figure.add_subplot(1, panels, i + 1) for i in range(panels)]
-    for axes in found:
+    return figure, _plain([figure.add_subplot(1, panels, i + 1) for i in range(panels)])
+
+
+def stacked(inches: tuple[float, float], places: Sequence[Place]) -> tuple[Figure, list[Axes]]:
+    """Return a figure with panels at given places: (left, bottom, width, height) in shares of the figure."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=inches, dpi=150)
+    return figure, _plain([figure.add_axes(place) for place in places])
+
+
+def _plain(panels: list[Axes]) -> list[Axes]:
+    for axes in panels:
         axes.tick_params(colors=INK, labelsize=8)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
-    return figure, found
+    return panels
 
 
 def png(figure: Figure) -> bytes:

@@ -13,18 +13,18 @@ STRIP_COLUMNS = 400
 
 
 def log_bins(
-    values: Sequence[float], low: float = -3.0, per_decade: int = 5
+    values: Sequence[float], low: float = -3.0, per_decade: int = 5, beta: float = BETA
 ) -> tuple[list[int], list[float]]:
     """Count in log bins from 10^low nats up; smaller values fall into the first, larger in the last.
 
-    Bin edges include the threshold of 0.4 nats (they are 0.4 times a power of ten's fifth root).
+    Bin edges include the threshold (they are `beta` times a power of ten's fifth root; of 0.4 nats if it is 0).
 
     Returns:
         Counts, and one edge more than counts.
     """
-    anchor = math.log10(BETA)
+    anchor = math.log10(beta or BETA)
     first = math.floor((low - anchor) * per_decade)
-    last = math.ceil((math.log10(max([*values, 1.0])) - anchor) * per_decade + 1e-9)
+    last = math.ceil((math.log10(max([*values, 1.0, beta])) - anchor) * per_decade + 1e-9)
     edges = [10 ** (anchor + i / per_decade) for i in range(first, last + 1)]
     counts = [0] * (len(edges) - 1)
     for value in values:
@@ -35,7 +35,7 @@ def log_bins(
 
 def histogram(values: Sequence[float], beta: float = BETA) -> dict[str, Any]:
     """Bars of per-token KL on logarithmic bins; heights follow the square root of the count."""
-    counts, edges = log_bins(values)
+    counts, edges = log_bins(values, beta=beta)
     top = max([*counts, 1])
     first, last = math.log10(edges[0]), math.log10(edges[-1])
     bars = [
@@ -43,6 +43,7 @@ def histogram(values: Sequence[float], beta: float = BETA) -> dict[str, Any]:
             "height": round(100 * math.sqrt(count / top), 2),
             "count": count,
             "above": low >= beta * 0.999,
+            "range": f"{short(low)} to {short(high)}",
             "title": f"{short(low)} to {short(high)} nats: {count} tokens",
         }
         for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True)
@@ -54,7 +55,7 @@ def histogram(values: Sequence[float], beta: float = BETA) -> dict[str, Any]:
     return {
         "bars": bars,
         "ticks": ticks,
-        "beta_at": round(100 * (math.log10(beta) - first) / (last - first), 2),
+        "beta_at": round(100 * max(0.0, (math.log10(beta or edges[0]) - first) / (last - first)), 2),
         "above": sum(v > beta for v in values),
         "total": len(values),
     }

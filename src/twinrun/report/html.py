@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from functools import cache
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -43,3 +44,18 @@ def source(name: str) -> str:
 def digest(script: str) -> str:
     """SHA-256 of a script in base64, as a content security policy names it."""
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def document(template: str, **shown: Any) -> str:
+    """Render a template that extends `frame.html.j2`, with the frame's style and the script that shows tips.
+
+    Args:
+        template: its file.
+        shown: what it names; `tips` (a list a text of what each token shows) is the frame's own.
+    """
+    script = source("script.js")
+    return (
+        environment()
+        .get_template(template)
+        .render(script=script, script_digest=digest(script), style=source("style.css"), **shown)
+    )

@@ -63,8 +63,14 @@ def speed_ups(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 def kl_histogram(values: Sequence[float], beta: float = BETA) -> bytes:
     """Histogram of per-token KL in nats, logarithmic bins, with the line that chooses steps."""
-    figure, axes = _figure(6, "KL(expert || amateur) at a token, nats")
-    counts, edges = log_bins(values)
+    figure, axes = _figure(6, "")
+    draw_kl_histogram(axes, values, beta)
+    return png(figure)
+
+
+def draw_kl_histogram(axes: Axes, values: Sequence[float], beta: float = BETA) -> None:
+    """Draw the histogram of per-token KL on axes that exist."""
+    counts, edges = log_bins(values, beta=beta)
     colours = [HEAT if low >= beta * 0.999 else LIGHT_BLUE for low in edges[:-1]]
     axes.bar(
         edges[:-1],
@@ -73,15 +79,16 @@ def kl_histogram(values: Sequence[float], beta: float = BETA) -> bytes:
         align="edge",
         color=colours,
     )
-    axes.axvline(beta, color=INK, linewidth=1)
+    if beta > 0:
+        axes.axvline(beta, color=INK, linewidth=1)
     share = sum(v > beta for v in values) / max(1, len(values))
     axes.set_title(
         f"{share:.0%} of {len(values)} tokens lie above {beta:g} nats", loc="left", fontsize=9, color=INK
     )
+    axes.set_xlabel("KL(expert || amateur) at a token, nats", color=INK)
     axes.set_xscale("log")
     axes.set_yscale("symlog", linthresh=1)
     axes.set_ylabel("tokens")
-    return png(figure)
 
 
 def kl_strips(texts: Sequence[tuple[str, Sequence[float | None]]], beta: float = BETA) -> bytes:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from twinrun.report import trace_pairs, trace_view
+from twinrun.report.prune_text import prune_text
 from twinrun.report.trace_pairs import DIFFER, SAME, SIDES, Unit
 from twinrun.report.words import harmless, seconds, short, times, visible
 
@@ -26,10 +27,13 @@ def trace_text(record: Mapping[str, Any]) -> RenderableType:
             characters that cannot be seen, escape sequences among them, stand as their code points.
 
     Returns:
-        The sides, the first divergence, the blame, the steps from five before to five after it, and the error
-        of every layer there.
+        The sides, the first divergence, the blame, what a pruned prefill did, the steps from five before to five after
+            the divergence, and the error of every layer there.
     """
     parts: list[RenderableType] = [_sides(record), _headline(record)]
+    for name in SIDES:
+        if record["sides"][name].get("prune"):
+            parts += [Text(""), prune_text(record["sides"][name]["prune"], name)]
     paired = trace_pairs.units(record)
     centre = trace_pairs.divergence_unit(record, paired)
     if paired:

@@ -31,6 +31,7 @@ DIRECT: dict[Any, Callable[..., Any]] = {
     aten.mv.default: torch.mv,
     aten.addmv.default: torch.addmv,
     aten.addmv.out: torch.addmv,
+    aten.addmm.out: torch.addmm,
     aten.mv.out: torch.mv,
     aten.unbind.int: torch.unbind,
     aten.matmul.default: torch.matmul,
@@ -60,6 +61,7 @@ DIRECT: dict[Any, Callable[..., Any]] = {
 }
 """Operators with a C function that takes the same arguments in the same order."""
 INFIX = {operator.add: "+", operator.sub: "-", operator.mul: "*", operator.floordiv: "//", operator.mod: "%"}
+CASTS = {aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.to.other}
 IDLE = {aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default}
 
 
@@ -116,7 +118,7 @@ def flatten(graph: GraphModule, model: nn.Module, *, direct: bool = True) -> Fla
 
 
 def simplify(graph: GraphModule) -> None:
-    """Drop what does nothing when a model is evaluated: dropout, aliases, assertions, slices of everything."""
+    """Drop what does nothing when a model is evaluated: dropout, aliases, assertions, slices and casts that keep it."""
     for node in list(graph.graph.nodes):
         if node.op != "call_function":
             continue
@@ -124,7 +126,7 @@ def simplify(graph: GraphModule) -> None:
             tuple(node.args[2:]) == (0, WHOLE) or _same_shape(node)
         )
         is_dropout = node.target is aten.dropout.default and node.args[2] is False
-        if is_whole or is_dropout or node.target in IDLE:
+        if is_whole or is_dropout or node.target in IDLE or _is_idle_cast(node):
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
         elif "_assert" in str(node.target):
@@ -136,6 +138,14 @@ def _same_shape(node: Node) -> bool:
     """Whether a slice, forwards in single steps, leaves out nothing: every size is known and stays."""
     before, after = (getattr(n.meta.get("val"), "shape", None) for n in (node.args[0], node))  # type: ignore[union-attr]  # fx types arguments loosely
     return before is not None and before == after and all(type(n) is int for n in before)
+
+
+def _is_idle_cast(node: Node) -> bool:
+    """Whether a node moves or casts to where and what its input is already; torch then returns the input itself."""
+    if node.target not in CASTS or node.kwargs.get("copy") or True in node.args:
+        return False
+    before, after = (n.meta.get("val") for n in (node.args[0], node))  # type: ignore[union-attr]  # fx types arguments loosely
+    return all(getattr(before, key, None) == getattr(after, key, 0) for key in ("dtype", "device", "layout"))
 
 
 def _tensor_of(module: nn.Module, key: str) -> Any:

@@ -116,6 +116,7 @@ class Reader:
         self._model = model
         self._caught = caught
         self._newest: tuple[Tensor, Tensor] | None = None
+        self._has_taken = False
         self.routes = routes
         self.step_note = ""
         """What a fast step that ran for this reader adds to `path`."""
@@ -150,7 +151,8 @@ class Reader:
         if self._caught is None:
             return logits
         self._caught.clear()
-        is_first, self._newest = self._newest is None, (rest[0], logits)
+        is_first, self._newest = not self._has_taken, (rest[0], logits)
+        self._has_taken = True
         if is_first:
             self.check()
         return rest[0]

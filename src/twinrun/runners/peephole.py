@@ -22,6 +22,8 @@ MAX_STACKED_BYTES = 1_000_000
 """Weights up to this size are stacked: that copies them, and what it saves is the cost of a call."""
 PRODUCTS = (aten.mv.default, aten.addmv.default, int8_rows, int8_rows_biased)
 """Products with one row; that row is their last argument."""
+WANT_MATRIX = (aten.addmm.default, int8_rows, int8_rows_biased)
+"""Products that want their row as a matrix of one row."""
 BY_NUMBER = {
     aten.add.Tensor,
     aten.sub.Tensor,
@@ -47,11 +49,10 @@ def stacked(*parts: Tensor) -> Tensor:
 def lay_flat(graph: GraphModule) -> int:
     """Let operators on one row work on `[width]`; returns how many. Views are left to be merged.
 
-    Int8 products want `[1, width]`; where there are any, everything takes that form.
+    Int8 products and `addmm` want `[1, width]`; where there are any, everything takes that form.
     """
     count = 0
-    is_int8 = any(node.target in (int8_rows, int8_rows_biased) for node in graph.graph.nodes)
-    ahead = [1] if is_int8 else []
+    ahead = [1] if any(node.target in WANT_MATRIX for node in graph.graph.nodes) else []
     for node in list(graph.graph.nodes):
         if not _works_on_last_axis(node):
             continue
@@ -107,6 +108,25 @@ def stack(graph: GraphModule) -> int:
         _join(graph, group)
     graph.graph.eliminate_dead_code(has_effect)
     return sum(len(group) - 1 for group in found)
+
+
+def name_parts(graph: GraphModule) -> int:
+    """Let readers of a row that is split read their part of it by one view; returns how many parts."""
+    count = 0
+    for node in list(graph.graph.nodes):
+        if node.target is not aten.split.Tensor or not _is_row(node.args[0]):
+            continue
+        row, size = node.args[0], node.args[1]
+        axis = node.args[2] if len(node.args) > 2 else 0
+        is_last = axis in (-1, row.meta["val"].ndim - 1)
+        if not is_last or type(size) is not int or not row.meta["val"].is_contiguous():
+            continue
+        for part in list(node.users):
+            with graph.graph.inserting_before(part):
+                _hand_out(graph, part, row, int(part.args[1]) * size)
+            count += 1
+    graph.graph.eliminate_dead_code(has_effect)
+    return count
 
 
 def _is_small(node: Node) -> bool:

@@ -59,6 +59,23 @@ CANVAS: dict[str, tuple[str, bool, str]] = {
 }
 """Runners of masked-diffusion models: summary, exact, limits. More settings follow behind plus signs; they take
 `score` but generate by `twinrun diffuse`."""
+PRUNED: dict[str, tuple[str, bool, str]] = {
+    "pruned": (
+        "prompt tokens dropped layer by layer in the prefill, by trained scorers (SDTP)",
+        False,
+        "lossy: give verify a budget; settings behind plus signs, +scorer=FOLDER+ratio=0.8",
+    ),
+    **{
+        f"pruned:{name}": (f"the same, tokens chosen {how}", False, "lossy: give verify a budget")
+        for name, how in (
+            ("attention", "by the last token's attention (LazyLLM, FastV)"),
+            ("norm", "by the size of hidden states"),
+            ("recency", "as the newest, beside the first (StreamingLLM)"),
+            ("random", "by chance"),
+        )
+    },
+}
+"""Runners that prune the prompt: summary, exact, limits. More settings follow behind plus signs (`docs/prune.md`)."""
 ALIASES = {"kv-cache": "kv-cache:dynamic"}
 
 
@@ -71,9 +88,14 @@ def build_runner(name: str, model: Model) -> ModelRunner:
     full = ALIASES.get(name, name)
     known = {**RUNNERS, **FAST}
     refuse_canvas(full)
+    if is_pruned(full):
+        from twinrun.prune.named import pruned_named  # late: pruning is built on runners
+
+        return pruned_named(full, model)
     if full not in known:
         raise ConfigError(
-            f"no runner named {name!r}.{near_names(name, known)} `twinrun runners` lists all {len(known) + len(CANVAS)}"
+            f"no runner named {name!r}.{near_names(name, [*known, *PRUNED])} `twinrun runners` lists all "
+            f"{len(known) + len(CANVAS) + len(PRUNED)}"
         )
     return known[full].build(model)
 
@@ -102,6 +124,11 @@ def refuse_canvas(name: str) -> None:
             f"runner {name!r} fills in a canvas of masks, no token by token; use `twinrun diffuse` or "
             "`twinrun verify`, or a causal runner such as kv-cache"
         )
+
+
+def is_pruned(name: str) -> bool:
+    """Whether a name is that of a runner that prunes the prompt, settings included."""
+    return name.partition("+")[0].partition(":")[0] == "pruned"
 
 
 def is_canvas(name: str) -> bool:

@@ -20,6 +20,7 @@ class RouteRecorder:
         self._num_routers = num_routers
         self._now: list[tuple[Tensor, Tensor]] = []
         self.forwards: list[tuple[Tensor, Tensor]] = []
+        self._is_ragged = False
 
     @classmethod
     @contextmanager
@@ -60,17 +61,24 @@ class RouteRecorder:
 
     def end_forward(self, shape: torch.Size) -> None:
         """Close one forward on `[rows, tokens]`: stack its routers to `[layers, rows, tokens, k]`."""
-        if len(self._now) == self._num_routers and self._num_routers:
+        rows, tokens = shape
+        if any(
+            len(ids) != rows * tokens for ids, _ in self._now
+        ):  # a pruned prefill: layers saw other tokens
+            self._is_ragged = True
+        elif len(self._now) == self._num_routers and self._num_routers:
             ids, logits = (torch.stack(column) for column in zip(*self._now, strict=True))
-            rows, tokens = shape
             self.forwards.append(
                 (ids.view(len(ids), rows, tokens, -1), logits.view(len(ids), rows, tokens, -1))
             )
         self._now.clear()
 
     def of_row(self, row: int, length: int, num_scored: int) -> Routes | None:
-        """Routes of one row over forwards that extend each other: its last `num_scored` prefixes."""
-        if not self.forwards:
+        """Routes of one row over forwards that extend each other: its last `num_scored` prefixes.
+
+        None also where layers saw unequal numbers of tokens, so that their choices cannot be laid side by side.
+        """
+        if not self.forwards or self._is_ragged:
             return None
         ids = torch.cat([f[0][:, row] for f in self.forwards], dim=1)[:, -length:].cpu()
         logits = torch.cat([f[1][:, row] for f in self.forwards], dim=1)[:, -length:].cpu()

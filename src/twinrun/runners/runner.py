@@ -95,6 +95,10 @@ class ModelScorer(ABC):
         """Inside the block this runner runs its model one precision up."""
         return self.model.raised()
 
+    def raised_part(self, name: str) -> AbstractContextManager[torch.dtype]:
+        """Inside the block one module of the model, called by itself, runs one precision up."""
+        return self.model.raised_part(name)
+
     def can_raise(self) -> str | None:
         """None if `raised` will work, else the reason why not."""
         return self.model.can_raise()

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from twinrun.errors import ConfigError
 from twinrun.models.model import Model, Prompt
 from twinrun.numerics.logits_policy import LogitsPolicy
 from twinrun.records.tokens import ScoredText
 from twinrun.runners.generation import as_batch
+from twinrun.runners.runner import ModelScorer
 from twinrun.runners.singlepass import SinglePass
 
 
@@ -63,6 +65,45 @@ def score(
                 top1=[*blank, None, *stats.top_ids[:-1, 0].tolist()],
             )
     return [found[i] for i in range(len(rows))]
+
+
+def score_last(runner: ModelScorer, texts: Prompt | Sequence[Prompt], last: int) -> list[ScoredText]:
+    """Return the log-probability of the last tokens of every text by any runner; the others are its prompt.
+
+    What a runner does to prompts shows here: one that prunes drops tokens of all but the last, and a cached one feeds
+    the last one by one.
+
+    Args:
+        runner: which way to run the model.
+        texts: one text, or a list of texts or lists of token ids.
+        last: tokens that are scored, at least 1; a text with no more has its first token as the prompt.
+
+    Raises:
+        ConfigError: `last` below 1, an empty text, or one beyond the context.
+
+    Example:
+        >>> [p is None for p in score_last(KVCache(load("builtin:amateur")), [[5, 6, 7, 8]], 2)[0].logprobs]
+        [True, True, False, False]
+    """
+    if last < 1:
+        raise ConfigError(f"last must be at least 1 token, got {last}")
+    rows = [runner.encode(text) for text in as_batch(texts)]
+    starts = [max(1, len(row) - last) for row in rows]
+    found = []
+    for row, scores in zip(rows, runner.score_batch(rows, starts), strict=True):
+        with torch.inference_mode():
+            stats = scores.stats(top_k=1)
+        blank: list[Any] = [None] * (len(row) - len(stats.logprob))
+        found.append(
+            ScoredText(
+                token_ids=row,
+                tokens=token_texts(runner.model, row),
+                logprobs=blank + shifted(stats.logprob),
+                entropies=blank + shifted(stats.entropy),
+                top1=[*blank, None, *stats.top_ids[:-1, 0].tolist()],
+            )
+        )
+    return found
 
 
 def length_batches(rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:

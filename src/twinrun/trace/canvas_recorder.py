@@ -153,10 +153,7 @@ class CanvasRecorder:
 
     def _fed(self, outcome: Any, at: int, place: Tensor, real: list[bool]) -> list[int]:
         """Positions of the row's tokens that entered the first layer."""
-        went = outcome.notes.get("computed")
-        columns = range(outcome.columns.start, outcome.columns.stop)
-        chosen = [True] * len(columns) if went is None else went[at].tolist()
-        return [int(place[c]) for c, yes in zip(columns, chosen, strict=True) if yes and real[c]]
+        return self._where(outcome, outcome.notes.get("computed"), at, place, real)
 
     def _handed(self, calls: list[Handed], at: int, place: Tensor, real: list[bool]) -> list[int]:
         """Positions that a layer was handed for this row's tokens."""
@@ -169,9 +166,16 @@ class CanvasRecorder:
 
     def _read(self, outcome: Any, at: int, place: Tensor, real: list[bool]) -> list[int]:
         """Positions whose hidden states counted as new."""
-        columns = range(outcome.columns.start, outcome.columns.stop)
-        fresh = [True] * len(columns) if outcome.fresh is None else outcome.fresh[at].tolist()
-        return [int(place[c]) for c, new in zip(columns, fresh, strict=True) if new and real[c]]
+        return self._where(outcome, outcome.fresh, at, place, real)
+
+    @staticmethod
+    def _where(outcome: Any, flags: Tensor | None, at: int, place: Tensor, real: list[bool]) -> list[int]:
+        """Positions of the computed columns that are flagged (None flags all) and no padding."""
+        columns = outcome.columns
+        mine = zip(place[columns].tolist(), real[columns], strict=True)
+        if flags is None:
+            return [p for p, ok in mine if ok]
+        return [p for (p, ok), yes in zip(mine, flags[at].tolist(), strict=True) if yes and ok]
 
     def _skips(self, state: Any, outcome: Any, at: int, calls: list[Handed]) -> Skips | None:
         """What a skip policy noted; its lists are cut to the block."""

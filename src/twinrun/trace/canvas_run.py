@@ -64,7 +64,7 @@ def trace_canvas(
         runners=dict(zip(SIDES, (reference, candidate), strict=True)),
     )
     for name, runner in found.runners.items():
-        setattr(found, name, _side(name, runner, prompt, max_new_tokens))
+        setattr(found, name, blank_side(name, runner, prompt, max_new_tokens))
     for name, runner in found.runners.items():
         record: CanvasSide = getattr(found, name)
         if out is not None:
@@ -111,7 +111,8 @@ def _noise(found: CanvasTrace, step: int) -> float | None:
     return float(runner.rounding(state_of(found.reference, step)))
 
 
-def _side(who: Any, side: Any, prompt: Any, max_new_tokens: int) -> CanvasSide:
+def blank_side(who: Any, side: Any, prompt: Any, max_new_tokens: int) -> CanvasSide:
+    """A side of which nothing is recorded yet."""
     settings = side.settings
     policy = settings.skip
     limits = {name: getattr(policy, name) for name in LIMITS if hasattr(policy, name)}
@@ -148,7 +149,7 @@ def _run(
         nonlocal decided
         decided += len(step.commits)
         if journal is not None:
-            journal.add(step)
+            journal.add([step])
         if on_progress is not None:
             on_progress(done + decided, 2 * record.gen_length, f"{record.who}: {record.runner}")
 

@@ -99,6 +99,6 @@ class Tables:
         cos, sin = (t[min(row, t.shape[0] - 1)] for t in handed.rotary)
         mine = torch.cat([cos, sin], dim=-1).float()
         if len(mine) == len(expected) and torch.equal(mine, self._table[expected]):
-            return [int(p) for p in expected]
+            return list(expected.tolist())
         found = torch.cdist(mine, self._table).argmin(-1)
-        return [int(p) for p in found]
+        return list(found.tolist())

@@ -105,11 +105,14 @@ def _handed(
             text = f"step {theirs.step} was handed position id {given} for the token at position {right}"
             return Divergence(kind="positions", sentence=text, **at)
     for side, step in ((reference, ours), (candidate, theirs)):
-        wrong = next((i for i, n in enumerate(step.cache) if n != step.last + 1), None)
+        due = side.due(step)
+        wrong = next((i for i, (n, m) in enumerate(zip(step.cache, due, strict=False)) if n != m), None)
         if wrong is not None:
+            spared = step.last + 1 - due[wrong]
+            less = f" and {spared} were dropped by its schedule" if spared else ""
             text = (
                 f"behind step {step.step} of the {side.who} layer {wrong} holds {step.cache[wrong]} tokens in its "
-                f"cache where {step.last + 1} came"
+                f"cache where {step.last + 1} came{less}"
             )
             return Divergence(kind="cache length", sentence=text, **at)
     if ours.keys and theirs.keys and ours.keys[1] != theirs.keys[1] and ours.last == theirs.last:

@@ -27,8 +27,7 @@ def write_trace(folder: str | Path, sides: Iterable[Any], meta: dict[str, Any]) 
     place = Path(folder)
     for side in sides:
         with closing(Journal(place / side.who)) as journal:
-            for step in side.steps:
-                journal.add(step)
+            journal.add(side.steps)
     write_json(place / META, meta)
     return place
 

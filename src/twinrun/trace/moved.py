@@ -30,7 +30,7 @@ class Moved:
         Returns:
             `[layers + 1, positions]` float32, NaN where a token had dropped out; None in the first step of a block.
         """
-        fed = {int(p): i for i, p in enumerate(place[outcome.columns])}
+        fed = {p: i for i, p in enumerate(place[outcome.columns].tolist())}
         at = [fed[p] for p in positions]
         now = torch.stack([layer[row, at].float() for layer in outcome.layers])
         then = self._then

@@ -10,7 +10,8 @@ from twinrun.numerics.fingerprint import one_minus_cosine
 from twinrun.records.tokens import first_difference
 from twinrun.trace.divergence import Numbers, first_divergence
 from twinrun.trace.record import Trace
-from twinrun.verify.blame import By, blame
+from twinrun.verify.activations import By
+from twinrun.verify.blame import blame
 from twinrun.verify.case import Case
 from twinrun.verify.noise import layer_noise
 from twinrun.verify.verdict import Verdict

@@ -38,6 +38,7 @@ def _side(trace: Trace, side: Side) -> dict[str, Any]:
         "text": side.text,
         "finish": side.finish,
         "seconds": side.seconds,
+        **({} if side.prune is None else {"prune": side.prune}),
         "steps": [_step(trace, step) for step in side.steps],
     }
 

@@ -20,6 +20,7 @@ class Side:
         tokens: what followed the prompt: chosen in a free run, given in a forced one.
         finish: "eos", "length", "stopped", "forced"; None if it was killed.
         seconds: of the whole run.
+        prune: what a pruned prefill did (`Prefill.to_json`); None where nothing is pruned.
         steps: forwards, in order.
     """
 
@@ -32,6 +33,7 @@ class Side:
     text: str | None = None
     finish: str | None = None
     seconds: float = 0.0
+    prune: dict[str, Any] | None = None
     steps: list[TracedStep] = field(default_factory=list, repr=False)
 
     def by_position(self) -> dict[int, tuple[TracedStep, Scored]]:
@@ -42,4 +44,10 @@ class Side:
     def about(self) -> dict[str, Any]:
         """Everything but the steps, as plain JSON types."""
         names = ("who", "runner", "dtype", "identity", "prompt", "tokens", "text", "finish", "seconds")
-        return {name: getattr(self, name) for name in names}
+        pruned = {} if self.prune is None else {"prune": self.prune}
+        return {**{name: getattr(self, name) for name in names}, **pruned}
+
+    def due(self, step: TracedStep) -> list[int]:
+        """Tokens that each layer of the cache should hold behind a step: all so far, less what a schedule dropped."""
+        dropped = (self.prune or {}).get("dropped_slots") or [0] * len(step.cache)
+        return [step.last + 1 - n for n in dropped]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 TOP_K = 5
+LEAST = torch.finfo(torch.float32).min
 ROW = pa.struct(
     [
         ("position", pa.int64()),
@@ -59,20 +60,31 @@ class Scored:
     margin: float
 
     @classmethod
-    def of(cls, logits: Tensor, position: int, token: int | None) -> Scored:
-        """Summarise one row of logits `[vocab]` in float32."""
+    def of(cls, logits: Tensor, positions: Sequence[int], tokens: Sequence[int | None]) -> list[Scored]:
+        """Summarise rows of logits `[rows, vocab]` in float32."""
         logp = torch.log_softmax(logits.float(), dim=-1)
         top = logp.topk(min(TOP_K, logp.shape[-1]))
-        values = top.values.tolist()
-        return cls(
-            position=position,
-            token=token,
-            logprob=None if token is None else float(logp[token]),
-            top_ids=top.indices.tolist(),
-            top_probs=[math.exp(v) for v in values],
-            entropy=float(torch.special.entr(logp.exp()).sum()),
-            margin=values[0] - values[1] if len(values) > 1 else 0.0,
-        )
+        # NOTE: clamped, because what is ruled out has a log-probability of -Inf, and 0 times that is NaN.
+        entropy = -(logp.exp() * logp.clamp_min(LEAST)).sum(-1)
+        given = torch.tensor([0 if token is None else token for token in tokens], device=logp.device)
+        own = logp.gather(-1, given[:, None])[:, 0]
+        columns = (top.values.tolist(), top.indices.tolist(), entropy.tolist(), own.tolist())
+        return [
+            cls(
+                position=position,
+                token=token,
+                logprob=None if token is None else logprob,
+                top_ids=ids,
+                top_probs=[math.exp(v) for v in values],
+                entropy=nats,
+                margin=values[0] - values[1] if len(values) > 1 else 0.0,
+            )
+            for position, token, values, ids, nats, logprob in zip(positions, tokens, *columns, strict=True)
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all fields as plain JSON types."""
+        return {name: getattr(self, name) for name in Scored.__slots__}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -134,7 +146,7 @@ class TracedStep:
             "position_ids": None if self.position_ids is None else list(self.position_ids),
             "cache": list(self.cache),
             "keys": None if self.keys is None else list(self.keys),
-            "rows": [{name: getattr(row, name) for name in Scored.__slots__} for row in self.rows],
+            "rows": [row.to_json() for row in self.rows],
         }
 
     @classmethod

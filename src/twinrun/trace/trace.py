@@ -20,7 +20,9 @@ from twinrun.trace.numbers import analyse
 from twinrun.trace.record import SCHEMA, Trace
 from twinrun.trace.recorder import LEVELS, Level, Recorder, tracing
 from twinrun.trace.side import Side
-from twinrun.verify.blame import By, check_by
+from twinrun.trace.step import TracedStep
+from twinrun.verify.activations import By
+from twinrun.verify.blame import check_by
 
 Progress = Callable[[int, int, str], None]
 
@@ -161,11 +163,11 @@ def _run(
     total = 2 * max_new_tokens
     done = 0 if record.who == "reference" else max_new_tokens
 
-    def sink(step: Any) -> None:
+    def sink(steps: Sequence[TracedStep]) -> None:
         if journal is not None:
-            journal.add(step)
+            journal.add(steps)
         if on_progress is not None:
-            on_progress(min(done + step.step + 1, total), total, f"{record.who}: {record.runner}")
+            on_progress(min(done + steps[-1].step + 1, total), total, f"{record.who}: {record.runner}")
 
     recorder = Recorder(record.prompt, text, found.level, sink)
     layers = side.model.layout.layers
@@ -179,6 +181,8 @@ def _run(
             record.tokens, record.finish = text[len(record.prompt) :], "forced"
     record.seconds = time.perf_counter() - began
     record.steps = recorder.steps
+    log = getattr(side, "prune_log", None)
+    record.prune = log() if callable(log) else None
     record.text = side.model.decode(record.tokens)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
 from twinrun.verify.watch import Forward
+
+By = Literal["module", "layer", "step"]
 
 
 class Slot(NamedTuple):
@@ -78,6 +80,15 @@ def as_rows(tensor: Tensor, rows: int, width: int) -> Tensor | None:
     elif tensor.ndim < 3 or shape[0] not in (rows, 1) or shape[1] not in (width, 1):
         return None
     return tensor.reshape(tensor.shape[0], tensor.shape[1], -1)
+
+
+def modules_by(by: By) -> Callable[[str], bool]:
+    """Which modules are looked at, by name: all, those outside of layers and the layers themselves, or the model."""
+    if by == "module":
+        return lambda _name: True
+    if by == "step":
+        return lambda name: name == ""
+    return lambda name: layer_of(name) is None or name.rpartition(".")[2].isdigit()
 
 
 def layer_of(name: str) -> int | None:

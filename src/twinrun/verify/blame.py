@@ -5,29 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from twinrun.errors import ConfigError
 from twinrun.numerics.precision import one_up, parse_dtype
 from twinrun.records.scores import Scores
-from twinrun.verify.activations import Activations, layer_of
+from twinrun.verify.activations import Activations, By, modules_by
 from twinrun.verify.case import Case, as_cases
 from twinrun.verify.culprit import Blame
-from twinrun.verify.gaps import Gap, Noise, comparable, gaps
+from twinrun.verify.gaps import DEPLOYED_FACTOR, Gap, Noise, comparable, gaps
+from twinrun.verify.glance import glance
 from twinrun.verify.handed import findings
 from twinrun.verify.pinpoint import Scene, pinpoint
 from twinrun.verify.recorder import recording, slides
 from twinrun.verify.shifted import shifted_rows
 
-By = Literal["module", "layer", "step"]
-ONE_UP_FACTOR = 16.0
-"""One precision up: clean differences of a module reach 5 times the reference's error scaled by the roundoffs."""
-ONE_UP_FLOOR_ULPS = 16.0
-DEPLOYED_FACTOR = 4.0
-"""In the deployed precision: clean errors of a module stay below twice the reference's own."""
-DEPLOYED_FLOOR_ULPS = 2.0
 SCORES_FACTOR = 64.0
 """The sweep's factor, for the scores themselves."""
 
@@ -51,7 +45,8 @@ def blame(
     """Name the first place where the candidate parts from the reference: step, position, layer, module.
 
     Both sides score the same tokens. Hooks on every module fingerprint inputs and outputs at absolute positions.
-    What the models are handed (ids, positions, masks, cache lengths) is compared first. Then, one precision up
+    A first look in the deployed precision (`twinrun.verify.glance`) may settle it by one layer alone. Else
+    what the models are handed (ids, positions, masks, cache lengths) is compared first. Then, one precision up
     and, if nothing differs there, in the deployed precision, the first module is sought, in order of position and
     execution, whose inputs agree within noise and whose outputs do not. Noise is the reference's own error at that
     module. A suspect that reads a cache is tried once more on the reference's inputs ("shadow"): if it is right
@@ -73,8 +68,9 @@ def blame(
     Raises:
         ConfigError: nothing to try, or a reference that cannot run one precision up.
 
-    Cost: three or four passes over a case, each 5 to 10 % dearer than without hooks; 136 bytes a position for each
-    recorded tensor of each pass, whatever the width of the model.
+    Cost: one pass of each side over the prompt and a few calls of one layer, where the first look settles it. Else
+    three or four passes over the case more, most of them one precision up; 136 bytes a position for each recorded
+    tensor of each pass, whatever the width of the model.
 
     Example:
         >>> m = load("builtin:amateur")
@@ -105,8 +101,11 @@ def _look(reference: Any, candidate: Any, case: Case, by: By) -> Blame:
         if getattr(side, "module", None) is None:
             return _not_comparable(case, f"the {who} ({type(side).__name__}) shows no module to look into")
     own, other = parse_dtype(reference.dtype), parse_dtype(candidate.dtype)
-    wanted = _wanted(by)
+    wanted = modules_by(by)
     mixed = own != other
+    settled = None if mixed else glance(reference, candidate, case, by)
+    if settled is not None:
+        return settled
     with nullcontext() if mixed else reference.raised():
         high = _alone(reference, case, wanted)
     with reference.cast(other) if mixed else nullcontext():
@@ -141,12 +140,7 @@ def _scene(
     up: bool,
 ) -> Scene:
     ours, truth, tried = (t.activations for t in taken)
-    high = one_up(low)
-    eps_low, eps_high = torch.finfo(low).eps, torch.finfo(high).eps
-    if up:
-        noise = Noise(factor=ONE_UP_FACTOR * eps_high / eps_low, floor=ONE_UP_FLOOR_ULPS * eps_high)
-    else:
-        noise = Noise(factor=DEPLOYED_FACTOR, floor=DEPLOYED_FLOOR_ULPS * eps_low)
+    noise = Noise.one_up(low) if up else Noise.deployed(low)
     compared: list[Gap] = []
     for i in range(len(case.rows)):
         compared += gaps(ours, truth, tried, i, noise)
@@ -158,7 +152,7 @@ def _scene(
         gaps=compared,
         tried=tried,
         raised=up,
-        precision=high if up else low,
+        precision=one_up(low) if up else low,
     )
 
 
@@ -184,14 +178,6 @@ def _together(side: Any, case: Case, wanted: Callable[[str], bool]) -> _Taken:
     if not found.order and len(case.rows) > 1:  # it runs rows one by one
         return _alone(side, case, wanted)
     return _Taken(found, scores)
-
-
-def _wanted(by: By) -> Callable[[str], bool]:
-    if by == "module":
-        return lambda _name: True
-    if by == "step":
-        return lambda name: name == ""
-    return lambda name: layer_of(name) is None or name.rpartition(".")[2].isdigit()
 
 
 def _not_comparable(case: Case, reason: str) -> Blame:

@@ -31,7 +31,8 @@ class Blame:
         precision: in which precision the two were compared.
         error_in, error_out: relative difference of the module's inputs and outputs at that position.
         noise: what rounding explains at the outputs.
-        table: one line a module in order of execution: worst errors over positions.
+        table: one line a module in order of execution: worst errors over positions, and in which precision. Where the
+            first look settled it, layers as they ran and the modules of one layer one precision up.
     """
 
     kind: Kind

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from twinrun.numerics.fingerprint import difference
+from twinrun.numerics.precision import one_up
 from twinrun.verify.activations import Activations, Row, Slot
+
+ONE_UP_FACTOR = 16.0
+"""One precision up: clean differences of a module reach 5 times the reference's error scaled by the roundoffs."""
+ONE_UP_FLOOR_ULPS = 16.0
+DEPLOYED_FACTOR = 4.0
+"""In the deployed precision: clean errors of a module stay below twice the reference's own."""
+DEPLOYED_FLOOR_ULPS = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +29,17 @@ class Noise:
 
     factor: float
     floor: float
+
+    @classmethod
+    def one_up(cls, low: torch.dtype) -> Noise:
+        """Return the rule for candidates that run one precision above `low`."""
+        eps_low, eps_high = torch.finfo(low).eps, torch.finfo(one_up(low)).eps
+        return cls(factor=ONE_UP_FACTOR * eps_high / eps_low, floor=ONE_UP_FLOOR_ULPS * eps_high)
+
+    @classmethod
+    def deployed(cls, low: torch.dtype) -> Noise:
+        """Return the rule for candidates that run in `low` itself."""
+        return cls(factor=DEPLOYED_FACTOR, floor=DEPLOYED_FLOOR_ULPS * torch.finfo(low).eps)
 
     def limit(self, own: Tensor) -> float:
         """Largest difference that rounding explains, from the reference's own errors `[positions]`."""

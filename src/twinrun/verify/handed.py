@@ -27,6 +27,7 @@ def findings(reference: Activations, candidate: Activations) -> list[Finding]:
     found = [
         *_ids(candidate),
         *_cache(candidate),
+        *_unread(reference, candidate),
         *_positions(reference, candidate),
         *_masks(reference, candidate),
     ]
@@ -76,6 +77,31 @@ def _cache(candidate: Activations) -> Iterator[Finding]:
                     module=caches[layer] if len(caches) == len(forward.cache) else None,
                     text=f"the cache of layer {layer} holds {forward.cache[layer]} tokens, the others {usual}",
                 )
+
+
+def _unread(reference: Activations, candidate: Activations) -> Iterator[Finding]:
+    """Positions that the reference computes from a pruned cache and the candidate from the text, without one."""
+    caches = [name for name in candidate.order if name in candidate.attentions]
+    # Of a reference whose rows ran one by one the forwards of the first are known.
+    for number, (ours, theirs) in enumerate(zip(reference.rows[:1], candidate.rows[:1], strict=True)):
+        if ours.step_of is None or theirs.step_of is None:
+            continue
+        for at, (right, given) in enumerate(zip(ours.step_of.tolist(), theirs.step_of.tolist(), strict=True)):
+            if min(right, given) < 0:
+                continue
+            told, run = reference.forwards[right], candidate.forwards[given]
+            if not any(told.cache) or not any(told.dropped) or any(run.cache):
+                continue
+            layer = next(i for i, n in enumerate(told.dropped) if n)
+            yield Finding(
+                kind="cache",
+                row=number,
+                position=at,
+                module=caches[layer] if len(caches) == len(told.dropped) else None,
+                text=f"the pruned cache is not read: {run.width} tokens are run anew without it, where the reference "
+                f"reads {told.cache[layer] - told.dropped[layer]} keys in layer {layer}",
+            )
+            break
 
 
 def _positions(reference: Activations, candidate: Activations) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ SHADOW_CLEARS = (
     "; on the reference's inputs and with the reference's cache the module is right, "
     "so what it read from the cache is wrong"
 )
+STILL_WRONG = "; it is as wrong on the reference's own inputs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +35,13 @@ class Scene:
     tried: Activations
     raised: bool
     precision: torch.dtype
+    is_replayed: bool = False
+    """Whether modules were called by themselves, without a cache, on inputs that agree bit for bit."""
 
 
 def pinpoint(scene: Scene) -> Blame:
     """Name the first place, or say that nothing differs beyond rounding."""
-    gap, position = _first(scene)
+    gap, position = first_gap(scene.gaps)
     ids = next((f for f in scene.handed if f.kind == "input ids"), None)
     if ids is not None:
         return _of_finding(scene, ids, None)
@@ -55,10 +59,10 @@ def _precedence(found: Finding) -> tuple[int, int, int]:
     return ("cache", "positions", "mask").index(found.kind), found.position, found.order
 
 
-def _first(scene: Scene) -> tuple[Gap | None, int]:
+def first_gap(found: Iterable[Gap]) -> tuple[Gap | None, int]:
     """The earliest position at which anything breaks; there the module that finished first with inputs that agree."""
     best: tuple[tuple[int, int, int, int], Gap, int] | None = None
-    for gap in scene.gaps:
+    for gap in found:
         bad = (gap.beyond_out > 1).nonzero()[:, 0]
         if not len(bad):
             continue
@@ -73,7 +77,10 @@ def _of_module(scene: Scene, gap: Gap, position: int) -> Blame:
     """A module broke on inputs that agree: is it the module, or the cache that it reads?"""
     step = _step(scene, gap.row, position)
     kind, mode, why = "module", "propagated", ""
-    if gap.module in scene.tried.attentions and step is not None and scene.tried.forwards[step].cache:
+    reads = gap.module in scene.tried.attentions and step is not None and scene.tried.forwards[step].cache
+    if reads and scene.is_replayed:
+        mode, why = "shadow", STILL_WRONG
+    elif reads and step is not None:
         tokens = scene.tried.rows[gap.row].tokens[: position + 1]
         past = max(0, scene.tried.forwards[step].starts[gap.row])
         alone = shadow_error(scene.reference, scene.candidate, gap.module, tokens, past, raised=scene.raised)
@@ -83,7 +90,7 @@ def _of_module(scene: Scene, gap: Gap, position: int) -> Blame:
                 kind = "cache"
                 why = SHADOW_CLEARS
             else:
-                why = "; it is as wrong on the reference's own inputs"
+                why = STILL_WRONG
     error_in, error_out = float(gap.error_in[position]), float(gap.error_out[position])
     text = (
         f"{_name(scene, gap.module)}: inputs agree ({error_in:.2g}) and outputs differ by {error_out:.2g}, "
@@ -144,22 +151,23 @@ def _nothing(scene: Scene) -> Blame:
 
 def table(scene: Scene) -> list[dict[str, Any]]:
     """One line a module and row: worst errors over positions, and where the outputs first leave the noise."""
-    lines = []
-    for gap in scene.gaps:
-        bad = (gap.beyond_out > 1).nonzero()[:, 0]
-        lines.append(
-            {
-                "module": gap.module or "(model)",
-                "type": scene.tried.kinds.get(gap.module, ""),
-                "layer": layer_of(gap.module),
-                "row": gap.row,
-                "error_in": float(gap.error_in.max()),
-                "error_out": float(gap.error_out.max()),
-                "noise": gap.noise,
-                "position": int(bad[0]) if len(bad) else None,
-            }
-        )
-    return lines
+    return [table_line(gap, scene.tried, scene.precision) for gap in scene.gaps]
+
+
+def table_line(gap: Gap, tried: Activations, precision: torch.dtype) -> dict[str, Any]:
+    """One module in one row."""
+    bad = (gap.beyond_out > 1).nonzero()[:, 0]
+    return {
+        "module": gap.module or "(model)",
+        "type": tried.kinds.get(gap.module, ""),
+        "layer": layer_of(gap.module),
+        "row": gap.row,
+        "error_in": float(gap.error_in.max()),
+        "error_out": float(gap.error_out.max()),
+        "noise": gap.noise,
+        "precision": dtype_name(precision),
+        "position": int(bad[0]) if len(bad) else None,
+    }
 
 
 def _step(scene: Scene, row: int, position: int) -> int | None:

@@ -6,13 +6,14 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from twinrun.numerics.fingerprint import DIMS, fingerprints
+from twinrun.records.dropped import dropped_slots
 from twinrun.verify.activations import Activations, Row, Slot, as_rows, flatten
 from twinrun.verify.watch import Forward, Watch, by_name, watching
 
@@ -46,16 +47,52 @@ def recording(
     recorder = _Recorder(watch, found)
     watch.on_end.append(recorder.end)
     with ExitStack() as undo:
-        for name, part in core.named_modules():
-            found.kinds[name] = type(part).__name__
-            is_attention = "attention" in type(part).__name__.lower()
-            if wanted(name) or is_attention:
-                hook = recorder.hook(name, keep=wanted(name), is_attention=is_attention)
-                undo.callback(part.register_forward_hook(hook, with_kwargs=True).remove)
+        _hook_all(core, "", recorder, wanted, undo)
         # NOTE: set last, because a forward ends when its root module has been recorded.
         undo.enter_context(watching(core, watch))
         yield found
     recorder.finish()
+
+
+@contextmanager
+def recording_part(
+    part: nn.Module,
+    name: str,
+    row: Sequence[int],
+    forward: Forward,
+    wanted: Callable[[str], bool] = lambda _name: True,
+) -> Iterator[Activations]:
+    """Record what one module and its children get and give in a call of its own inside the block.
+
+    Args:
+        part: the module.
+        name: its path in the model, under which it is recorded.
+        row: the text.
+        forward: a forward of the whole model; the call is of this module's share of it.
+        wanted: which of the modules, by name.
+    """
+    found = Activations([Row(list(row))])
+    watch = Watch([row])
+    found.forwards = [replace(forward)]
+    watch.now = found.forwards[0]
+    recorder = _Recorder(watch, found)
+    watch.on_end.append(recorder.end)
+    with ExitStack() as undo:
+        _hook_all(part, name, recorder, wanted, undo)
+        yield found
+    watch.end(None)
+    recorder.finish()
+
+
+def _hook_all(
+    core: nn.Module, prefix: str, recorder: _Recorder, wanted: Callable[[str], bool], undo: ExitStack
+) -> None:
+    for name, part in core.named_modules(prefix=prefix):
+        recorder.into.kinds[name] = type(part).__name__
+        is_attention = "attention" in type(part).__name__.lower()
+        if wanted(name) or is_attention:
+            hook = recorder.hook(name, keep=wanted(name), is_attention=is_attention)
+            undo.callback(part.register_forward_hook(hook, with_kwargs=True).remove)
 
 
 def slides(side: Any) -> bool:
@@ -159,6 +196,8 @@ class _Recorder:
     def _lay_out(self, now: Forward, tensor: Tensor) -> list[_Waiting]:
         """Cut out the fresh rows; the first place of each says where they stand, without a slot."""
         rows = as_rows(tensor, len(now.starts), now.width)
+        if rows is None and self._is_narrow(now, tensor):
+            rows = as_rows(tensor[:, -1:], len(now.starts), now.width)  # the last token is always kept
         if rows is None:
             return []
         found = []
@@ -175,6 +214,11 @@ class _Recorder:
             self.bytes += own.numel() * own.element_size()
         self.waiting += found
         return found
+
+    def _is_narrow(self, now: Forward, tensor: Tensor) -> bool:
+        """Whether these are the tokens that a schedule left of a prompt; which they are only the last of them says."""
+        widths = {now.width - n for n in dropped_slots(self.watch.asked.get("past_key_values")) if n}
+        return not any(now.cache) and tensor.ndim == 3 and tensor.shape[1] in widths
 
     def _flush(self) -> None:
         """Project everything that waits, tensors of one width and precision together."""

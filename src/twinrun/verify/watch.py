@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from twinrun.records.dropped import dropped_slots
+
 
 @dataclass(slots=True)
 class Forward:
@@ -32,6 +34,8 @@ class Forward:
     slots: tuple[int, ...]
     """Slots of each layer of the cache, -1 where it grows: no more keys than these can be read."""
     pads: list[int]
+    dropped: tuple[int, ...] = ()
+    """Slots that each layer was spared by a pruned prefill; empty where nothing was."""
     strays: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Row -> (position, id) of the first slot that was fed another id than the text has there."""
     behind: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -88,6 +92,7 @@ class Watch:
             cache=cache,
             slots=_slots(by_name.get("past_key_values")),
             pads=pads,
+            dropped=dropped_slots(by_name.get("past_key_values")),
         )
         if self.rows is not None:
             self._prove(now, ids)
@@ -144,11 +149,20 @@ def _first_difference(row: list[int], fed: list[int], start: int) -> int | None:
 
 
 def layer_lengths(cache: Any) -> tuple[int, ...]:
-    """Tokens that each layer of a transformers cache has seen; empty for None or another kind of cache."""
+    """Tokens that each layer of a transformers cache has seen; empty for None or another kind of cache.
+
+    A layer from which a schedule dropped tokens counts them in: it stands for the whole text.
+    """
+    stored, dropped = stored_lengths(cache), dropped_slots(cache)
+    return tuple(map(sum, zip(stored, dropped, strict=True))) if len(dropped) == len(stored) else stored
+
+
+def stored_lengths(cache: Any) -> tuple[int, ...]:
+    """Tokens that each layer of a transformers cache holds; empty for None or another kind of cache."""
     layers = getattr(cache, "layers", None)
     if cache is None or layers is None:
         return ()
-    return tuple(int(layer.get_seq_length()) for layer in layers) or (int(cache.get_seq_length()),)
+    return tuple([int(layer.get_seq_length()) for layer in layers]) or (int(cache.get_seq_length()),)
 
 
 def _slots(cache: Any) -> tuple[int, ...]:
@@ -176,8 +190,13 @@ def by_name(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> d
     """Arguments of a module's forward by the names of its parameters."""
     if not args:
         return kwargs
+    return {**dict(zip(_names(part), args, strict=False)), **kwargs}
+
+
+def _names(part: nn.Module) -> tuple[str, ...]:
+    """Names of what a module's forward takes."""
     forward = part.forward
-    return {**dict(zip(_parameters(getattr(forward, "__func__", forward)), args, strict=False)), **kwargs}
+    return _parameters(getattr(forward, "__func__", forward))
 
 
 @lru_cache(maxsize=1024)
@@ -221,7 +240,7 @@ def watching(core: nn.Module, watch: Watch) -> Iterator[Watch]:
         if now is None or now.position_ids is not None or not isinstance(found, Tensor):
             return
         if found.shape[-1:] == (now.width,) and not found.is_floating_point():
-            now.position_ids = found.detach().reshape(-1, now.width)
+            now.position_ids = found if found.ndim == 2 else found.detach().reshape(-1, now.width)
 
     def see_positions(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if watch.now is not None and watch.now.position_ids is None:
@@ -249,7 +268,7 @@ def watching(core: nn.Module, watch: Watch) -> Iterator[Watch]:
 def _take_ids(core: nn.Module) -> list[nn.Module]:
     """Parts inside a model that take token ids: the outermost of them runs once for every forward."""
     inner = (part for part in core.modules() if part is not core)
-    return [part for part in inner if "input_ids" in inspect.signature(part.forward).parameters]
+    return [part for part in inner if "input_ids" in _names(part)]
 
 
 def _position_readers(core: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
@@ -257,9 +276,7 @@ def _position_readers(core: nn.Module) -> tuple[list[nn.Module], list[nn.Module]
     tokens = token_embedding(core)
     parts = [part for part in core.modules() if part is not core and part is not tokens]
     learned: list[nn.Module] = [part for part in parts if isinstance(part, nn.Embedding)]
-    named = [
-        p for p in parts if p not in learned and "position_ids" in inspect.signature(p.forward).parameters
-    ]
+    named = [p for p in parts if not isinstance(p, nn.Embedding) and "position_ids" in _names(p)]
     leaves = [part for part in named if next(part.children(), None) is None]
     return leaves or ([] if learned else named), learned
 

@@ -30,13 +30,16 @@
   function show(target) {
     const found = data[Number(target.parentElement.dataset.text)][Number(target.dataset.i)];
     const head = node("p", "head");
-    head.append(node("code", "", visible(found.token)), node("span", "", `position ${found.position}`));
+    head.append(node("code", "", visible(found.token)), node("span", "", found.where || `position ${found.position}`));
     const chosen = target.classList.contains("chosen");
+    const word = "label" in found ? "kept" : "chosen";
     if (found.kl !== null) {
-      head.append(node("b", chosen ? "chosen" : "", `KL ${found.kl.toPrecision(3)} nats${chosen ? ", chosen" : ""}`));
+      head.append(node("b", chosen ? "chosen" : "", `KL ${found.kl.toPrecision(3)} nats${chosen ? `, ${word}` : ""}`));
     }
     const sides = node("div", "sides");
-    sides.append(side("expert", found.expert, found.token), side("amateur", found.amateur, found.token));
+    for (const name of ["expert", "amateur", "label"]) {
+      if (found[name] && found[name].length) sides.append(side(name, found[name], found.token));
+    }
     tip.replaceChildren(head, sides);
     tip.hidden = false;
     if (shown && shown !== target) shown.removeAttribute("aria-describedby");

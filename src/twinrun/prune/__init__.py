@@ -1,0 +1,1 @@
+"""SDTP: drop prompt tokens inside the prefill, layer by layer, and decode from the pruned cache."""

@@ -1,0 +1,1 @@
+"""Ways to score prompt tokens, one a file."""
