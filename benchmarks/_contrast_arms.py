@@ -20,6 +20,8 @@ class Arm:
     learning_rate: float = 5e-5
     r: int = 8
     all_linear: bool = False
+    only_right: bool = False
+    amateur: str = "builtin:amateur"
     steps: int = 0
 
     def settings(self, steps: int) -> TrainSettings:
@@ -28,6 +30,7 @@ class Arm:
         return TrainSettings(
             method=self.method or "contrast",  # type: ignore[arg-type]
             beta=self.beta,
+            only_right=self.only_right,
             lora=LoraSettings(r=self.r, alpha=2 * self.r, targets=targets),
             learning_rate=self.learning_rate,
             batch_size=16,
@@ -39,6 +42,9 @@ class Arm:
         )
 
 
+OLDER = "older"
+"""Stands for the checkpoint that `contrast_train.py --older` names: the expert itself, earlier in its own training."""
+MIDDLE = {"learning_rate": 2e-4, "all_linear": True}
 STRONG = {"learning_rate": 1e-3, "r": 16, "all_linear": True}
 ARMS = (
     Arm(name="base", method=None),
@@ -47,9 +53,13 @@ ARMS = (
     Arm(name="uniform", method="uniform"),
     Arm(name="contrast-strong", **STRONG),
     Arm(name="sft-strong", method="sft", **STRONG),
-    Arm(name="contrast-low-beta", beta=0.01, **STRONG),
-    Arm(name="contrast-low-alpha", beta=0.05, alpha=0.02, **STRONG),
-    Arm(name="contrast-sampled", temperature=1.0, **STRONG),
+    Arm(name="contrast-low-beta", beta=0.01, **MIDDLE),
+    Arm(name="contrast-low-alpha", beta=0.05, alpha=0.02, **MIDDLE),
+    Arm(name="contrast-sampled", temperature=1.0, **MIDDLE),
+    Arm(name="contrast-middle", **MIDDLE),
+    Arm(name="sft-middle", method="sft", **MIDDLE),
+    Arm(name="contrast-right", only_right=True, **MIDDLE),
+    Arm(name="contrast-older", amateur=OLDER, **MIDDLE),
     Arm(name="contrast-1000", steps=1000),
 )
 

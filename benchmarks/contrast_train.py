@@ -6,6 +6,9 @@ one of them answers the same held-out problems. Each arm is on disk when it is d
   python benchmarks/contrast_train.py --minutes 7      one sitting; repeat until it says that nothing is left
   python benchmarks/contrast_train.py --quick --out x.json --work w
   python benchmarks/contrast_train.py --arm contrast   one arm only
+
+The arm with an older self as the amateur wants --older FOLDER, a checkpoint of the expert's own training:
+`python scripts/train_builtin.py expert --no-place`, stopped at step 500, tokenizer files copied beside it.
 """
 
 from __future__ import annotations
@@ -18,8 +21,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from _contrast_arms import ARMS, Arm, arm_named
+from _contrast_arms import ARMS, OLDER, Arm, arm_named
+from _contrast_labels import label_facts, label_notes
 from _record import RESULTS, at_least, run, say, write_atomically
 
 import twinrun as tr
@@ -45,7 +48,7 @@ class Config:
     """Settings of one measurement."""
 
     problems: int = field(default=1000, metadata={"help": "training problems that are sampled"})
-    heldout: int = field(default=2000, metadata={"help": "held-out problems that every arm answers"})
+    heldout: int = field(default=4000, metadata={"help": "held-out problems that every arm answers"})
     steps: int = field(default=300, metadata={"help": "optimizer steps of every arm that names no other"})
     seed: int = field(
         default=100, metadata={"help": "stream of the training problems; held-out ones have 200"}
@@ -53,9 +56,10 @@ class Config:
     minutes: float = field(
         default=0.0, metadata={"help": "begin no arm after so many minutes; 0 is no limit"}
     )
+    older: str = field(default="", metadata={"help": "folder of an older checkpoint of the expert, or none"})
     arm: str = field(default="", metadata={"help": "run one arm only"})
     work: str = field(
-        default=str(RESULTS.parent / "work" / "contrast_train"), metadata={"help": "folder of what is done"}
+        default="", metadata={"help": "folder of what is done (benchmarks/work/contrast_train)"}
     )
 
     @classmethod
@@ -64,22 +68,29 @@ class Config:
         return cls(problems=24, heldout=12, steps=2, arm="contrast")
 
 
-def sampled(config: Config, pair: Sequence[tr.Model], alpha: float, temperature: float) -> SampleStore:
+def _work(config: Config) -> Path:
+    return Path(config.work) if config.work else RESULTS.parent / "work" / "contrast_train"
+
+
+def sampled(config: Config, expert: tr.Model, arm: Arm) -> SampleStore:
     """The samples of an arm, with every step whatever its KL; made once."""
-    folder = Path(config.work) / f"samples-alpha{alpha:g}-t{temperature:g}"
+    alpha, temperature = arm.alpha, arm.temperature
+    older = arm.amateur == OLDER
+    folder = _work(config) / f"samples-alpha{alpha:g}-t{temperature:g}{'-older' if older else ''}"
     settings = SampleSettings(
         beta=0.0, alpha=alpha, temperature=temperature, system_prompt="", batch_size=50, max_new_tokens=160
     )
     questions = read_questions(ARITHMETIC, limit=config.problems, seed=config.seed)
     say(f"samples: {folder.name}")
-    sample(pair[0], pair[1], questions, folder, settings=settings)
+    amateur = tr.load(config.older if older else arm.amateur, dtype="float32")
+    sample(expert, amateur, questions, folder, settings=settings)
     return SampleStore(folder)
 
 
 def arm_result(config: Config, arm: Arm, items: Sequence[ExamItem]) -> dict[str, Any]:
     """Train one arm and let it answer, or read what it answered before."""
-    folder = Path(config.work) / arm.name
-    done = Path(config.work) / f"{arm.name}.json"
+    folder = _work(config) / arm.name
+    done = _work(config) / f"{arm.name}.json"
     wanted = {
         **asdict(arm),
         "problems": config.problems,
@@ -93,9 +104,7 @@ def arm_result(config: Config, arm: Arm, items: Sequence[ExamItem]) -> dict[str,
     model = tr.load("builtin:expert", dtype="float32")
     training = None
     if arm.method is not None:
-        store = sampled(
-            config, (model, tr.load("builtin:amateur", dtype="float32")), arm.alpha, arm.temperature
-        )
+        store = sampled(config, model, arm)
         is_right = judge_by(references(ARITHMETIC, [t.prompt_id for t in store.trajectories()]))
         settings = arm.settings(config.steps)
         say(f"training {arm.name}: {settings.steps} steps")
@@ -118,7 +127,7 @@ def arm_result(config: Config, arm: Arm, items: Sequence[ExamItem]) -> dict[str,
 
 def costs(config: Config) -> list[dict[str, Any]]:
     """Forward tokens a tuned token of the real samples, packed against a row a step, at several thresholds."""
-    store = SampleStore(Path(config.work) / "samples-alpha0.2-t0")
+    store = SampleStore(_work(config) / "samples-alpha0.2-t0")
     held = list(store.sampled())
     found = []
     for beta in BETAS:
@@ -130,22 +139,29 @@ def costs(config: Config) -> list[dict[str, Any]]:
     return found
 
 
+def labels(config: Config) -> dict[str, Any]:
+    """What the labels know: whether they prefer the right token where the expert is about to go wrong."""
+    store = SampleStore(_work(config) / "samples-alpha0.2-t0")
+    return label_facts(store, tr.load("builtin:expert", dtype="float32"))
+
+
 def measure(config: Config) -> dict[str, Any]:
     """Run what is left; return the measured part of the record."""
-    torch.set_num_threads(max(1, torch.get_num_threads()))
     began = time.monotonic()
     items = exam(ExamSettings(limit=config.heldout))
     chosen = [arm_named(BASE), arm_named(config.arm)] if config.arm else list(ARMS)
+    chosen = [arm for arm in chosen if arm.amateur != OLDER or config.older]
     results: dict[str, dict[str, Any]] = {}
     left = []
     for arm in chosen:
         late = config.minutes and time.monotonic() - began > 60 * config.minutes
-        if late and not (Path(config.work) / f"{arm.name}.json").exists():
+        if late and not (_work(config) / f"{arm.name}.json").exists():
             left.append(arm.name)
         else:
             results[arm.name] = arm_result(config, arm, items)
     compared = compare(items, {name: _answers(found) for name, found in results.items()})
     counted = costs(config) if len(results) > 1 else []
+    known = labels(config) if counted else {}
     return {
         "arms": {},
         "ratios": {},
@@ -154,8 +170,9 @@ def measure(config: Config) -> dict[str, Any]:
         "intervals": compared["intervals"],
         "results": results,
         "costs": counted,
+        "labels": known,
         "left": left,
-        "notes": _notes(compared, counted, left),
+        "notes": [*_notes(compared, counted, left), *label_notes(known)],
         "bars": _bars(compared, counted),
     }
 
