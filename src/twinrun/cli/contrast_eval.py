@@ -117,11 +117,13 @@ def _open(name: str, base: str | None, dtype: str, device: str) -> Model:
     """A model, or an adapter over its base."""
     from pathlib import Path
 
-    from twinrun.contrast.adapt import CONFIG, base_name, open_adapted
+    from twinrun.contrast.adapt import CONFIG, load_adapted
+    from twinrun.models.load import quiet_transformers
 
     if not (Path(name) / CONFIG).is_file():
         return open_model(name, dtype, device)
-    return open_adapted(open_model(base or base_name(name), dtype, device), name)
+    quiet_transformers()
+    return load_adapted(name, base=base, dtype=dtype, device=device)
 
 
 def _show(record: dict[str, Any], out: Console) -> None:

@@ -44,8 +44,10 @@ MethodOption = Annotated[str, typer.Option(help="contrast, or a baseline of the 
 BetaOption = Annotated[
     float | None, typer.Option(help="keep steps with KL above this, nats (default: all sampled)")
 ]
+OnlyRightOption = Annotated[bool, typer.Option("--only-right", help="leave out answers that are wrong")]
 ReferencesOption = Annotated[
-    str | None, typer.Option(metavar="FILE", help="sft: JSONL with `answer`, or builtin:arithmetic")
+    str | None,
+    typer.Option(metavar="FILE", help="for sft, --only-right: JSONL with `answer`, or builtin:arithmetic"),
 ]
 RankOption = Annotated[int, typer.Option("--r", help="rank of the adapter")]
 AlphaOption = Annotated[float, typer.Option("--lora-alpha", help="an update counts alpha / r times")]
@@ -85,6 +87,7 @@ def register(app: typer.Typer) -> None:
         out: OutOption,
         method: MethodOption = "contrast",
         beta: BetaOption = None,
+        only_right: OnlyRightOption = False,
         references: ReferencesOption = None,
         rank: RankOption = 8,
         alpha: AlphaOption = 16,
@@ -123,6 +126,7 @@ def register(app: typer.Typer) -> None:
         settings = TrainSettings(
             method=method,  # type: ignore[arg-type]  # the settings refuse any other word
             beta=beta,
+            only_right=only_right,
             lora=lora,
             learning_rate=lr,
             schedule=schedule,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twinrun.contrast.adapt import base_name, open_adapted
+from twinrun.contrast.adapt import base_name, load_adapted, open_adapted
 from twinrun.contrast.identity import identity
 from twinrun.errors import ConfigError, UnsupportedModelError, VerificationFailed
 from twinrun.models.load import load
@@ -71,13 +71,13 @@ def merge(
     if place.exists():
         raise ConfigError(f"{place} exists; give another --out, or remove it")
     name = base or base_name(adapter)
+    adapted = load_adapted(adapter, base=name, dtype=dtype)
     merged, weights = merged_model(name, adapter, wanted)
     if weights["ulp_max"] > ROOM:
         raise VerificationFailed(
             f"a merged weight is {weights['ulp_max']:.3g} units in the last place off its sum (at most {ROOM}); "
             "nothing was written"
         )
-    adapted = open_adapted(load(name, dtype=wanted), adapter)
     cases = list(prompts) if prompts is not None else probes(adapted, max_tokens=256)
     sides = SinglePass(adapted), SinglePass(merged)
     verdict = verify(*sides, cases, budget=budget, sweep=False, on_progress=on_progress)
@@ -110,7 +110,7 @@ def merged_model(name: str, adapter: str | Path, dtype: torch.dtype) -> tuple[Mo
     """
     base = load(name, dtype="float32")
     before = {key: tensor.clone() for key, tensor in base.core.state_dict().items()}
-    module = open_adapted(base, adapter).model
+    module = open_adapted(base, adapter, check=False).model
     sums = _merge_layers(module)
     module = module.to(dtype)
     module.config.dtype = dtype

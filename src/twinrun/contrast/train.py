@@ -90,7 +90,7 @@ def train(
         samples: a folder of `twinrun contrast sample`, or an open store.
         out: folder for the adapter; a training of the same request that was killed there goes on.
         settings: None is the paper's.
-        is_right: whether an answer is right; needed by method "sft".
+        is_right: whether an answer is right; needed by method "sft" and by `only_right`.
         on_step: called after every optimizer step.
 
     Returns:
@@ -138,13 +138,18 @@ def _lessons(
     store: SampleStore, settings: TrainSettings, is_right: Callable[[Trajectory], bool] | None
 ) -> list[Lesson]:
     sampled = list(store.sampled())
+    if is_right is None and (settings.only_right or settings.method == "sft"):
+        raise ConfigError(
+            "method sft and only_right need to know which answers are right; give is_right (--references on the "
+            "command line)"
+        )
+    if settings.only_right and is_right is not None:
+        sampled = [each for each in sampled if is_right(each.trajectory)]
     if settings.method == "contrast":
         return contrast_lessons(sampled, settings.beta)
     if settings.method == "uniform":
         return uniform_lessons(sampled, settings.beta, settings.seed)
-    if is_right is None:
-        raise ConfigError("method sft tunes right answers; give is_right (--references on the command line)")
-    return sft_lessons(sampled, settings.beta, is_right, settings.seed)
+    return sft_lessons(sampled, settings.beta, is_right or (lambda _: False), settings.seed)
 
 
 def _check_ids(expert: Model, lessons: Sequence[Lesson]) -> None:
@@ -309,7 +314,7 @@ def _close(
 ) -> Trained:
     """Write log and record, the record last: a folder that has it is finished."""
     rows = [row for row in state.log_history if "train_runtime" not in row]
-    write_text(folder / LOG, "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(folder / LOG, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
     cost = Cost.of(lessons)
     best = state.best_global_step
     trained = Trained(

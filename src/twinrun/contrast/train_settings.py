@@ -54,6 +54,7 @@ class TrainSettings:
         method: "contrast" tunes the kept steps on their contrast labels; "uniform" as many steps drawn at random,
             on their contrast labels; "sft" as many tokens of right answers, on the tokens themselves.
         beta: keep only steps with KL above this, in nats; None keeps all that were sampled.
+        only_right: leave out answers that are wrong (needs references; the paper keeps all).
         lora: the adapter.
         learning_rate: at the peak.
         schedule: transformers' name of its course.
@@ -81,6 +82,7 @@ class TrainSettings:
 
     method: Method = "contrast"
     beta: float | None = None
+    only_right: bool = False
     lora: LoraSettings = field(default_factory=LoraSettings)
     learning_rate: float = 5e-5
     schedule: str = "linear"

@@ -75,8 +75,8 @@ class ContrastTrainer(Trainer):
         found = self._losses(model, inputs)
         if not bool(torch.isfinite(found).all()):
             raise NonFiniteError(
-                f"the loss is {float(found.sum())} at step {self.state.global_step + 1}; lower the learning rate, or "
-                "train in bfloat16 or float32 if this was float16"
+                f"the loss is {float(found.detach().sum())} at step {self.state.global_step + 1}; lower the learning "
+                "rate, or train in bfloat16 or float32 if this was float16"
             )
         total = len(found) if num_items_in_batch is None else num_items_in_batch
         loss = found.sum() / total
