@@ -120,9 +120,8 @@ def register(app: typer.Typer) -> None:
         from twinrun.contrast.train_settings import LoraSettings, TrainSettings
 
         refuse_without_peft()
-        lora = LoraSettings(
-            r=rank, alpha=alpha, dropout=dropout, targets=tuple(target or ("q_proj", "v_proj"))
-        )
+        targets = tuple(target or ("q_proj", "v_proj"))
+        lora = LoraSettings(r=rank, alpha=alpha, dropout=dropout, targets=targets)
         settings = TrainSettings(
             method=method,  # type: ignore[arg-type]  # the settings refuse any other word
             beta=beta,
