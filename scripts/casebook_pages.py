@@ -15,6 +15,7 @@ PAGES = {
     "teaching_gpt_cache": ROOT / "docs" / "casebook" / "teaching-gpt-cache.md",
     "token_skip": ROOT / "docs" / "casebook" / "token-skip.md",
     "pruned_prefill": ROOT / "docs" / "casebook" / "pruned-prefill.md",
+    "padded_training": ROOT / "docs" / "casebook" / "padded-training.md",
     "half_precision_logits": ROOT / "docs" / "casebook" / "half-precision-logits.md",
 }
 OUTPUT = re.compile(r"(```text\n).*?(```)", re.S)
