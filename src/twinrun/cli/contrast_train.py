@@ -31,7 +31,7 @@ twinrun contrast train --expert builtin:expert --samples samples --out adapter -
 
 twinrun contrast train --expert ./base --samples samples --out sft --method sft --references train.jsonl
 
-accelerate launch -m twinrun contrast train --expert ./base --samples samples --out adapter --set fsdp=true
+torchrun --nproc-per-node 2 -m twinrun contrast train --expert ./base --samples samples --out adapter
 
 The same command again goes on with a training that was stopped, and ends with the same adapter. --set gives any further
 field of transformers.TrainingArguments, its value as JSON or text. Whatever was the amateur when the samples
