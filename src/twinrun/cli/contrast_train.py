@@ -37,6 +37,7 @@ The same command again goes on with a training that was stopped, and ends with t
 field of transformers.TrainingArguments, its value as JSON or text. Whatever was the amateur when the samples
 were made is the amateur here; an older checkpoint of the expert will do."""
 
+QUERY_AND_VALUE = ("q_proj", "v_proj")
 ExpertOption = Annotated[str, typer.Option(metavar="MODEL", help=f"the model to tune; {MODEL_HELP}")]
 SamplesOption = Annotated[str, typer.Option(metavar="DIR", help="folder of `twinrun contrast sample`")]
 OutOption = Annotated[str, typer.Option(metavar="DIR", help="folder of the adapter; continued if begun")]
@@ -120,14 +121,11 @@ def register(app: typer.Typer) -> None:
         from twinrun.contrast.train_settings import LoraSettings, TrainSettings
 
         refuse_without_peft()
-        lora = LoraSettings(
-            r=rank, alpha=alpha, dropout=dropout, targets=tuple(target or ("q_proj", "v_proj"))
-        )
         settings = TrainSettings(
             method=method,  # type: ignore[arg-type]  # the settings refuse any other word
             beta=beta,
             only_right=only_right,
-            lora=lora,
+            lora=LoraSettings(r=rank, alpha=alpha, dropout=dropout, targets=tuple(target or QUERY_AND_VALUE)),
             learning_rate=lr,
             schedule=schedule,
             warmup=warmup,
