@@ -56,6 +56,9 @@ class Config:
     minutes: float = field(
         default=0.0, metadata={"help": "begin no arm after so many minutes; 0 is no limit"}
     )
+    other: str = field(
+        default="", metadata={"help": "JSONL with other questions, whose forward tokens are counted too"}
+    )
     older: str = field(default="", metadata={"help": "folder of an older checkpoint of the expert, or none"})
     arm: str = field(default="", metadata={"help": "run one arm only"})
     work: str = field(
@@ -125,10 +128,19 @@ def arm_result(config: Config, arm: Arm, items: Sequence[ExamItem]) -> dict[str,
     return record
 
 
-def costs(config: Config) -> list[dict[str, Any]]:
-    """Forward tokens a tuned token of the real samples, packed against a row a step, at several thresholds."""
-    store = SampleStore(_work(config) / "samples-alpha0.2-t0")
-    held = list(store.sampled())
+def other_costs(config: Config) -> list[dict[str, Any]]:
+    """The same of other questions, with 128 new tokens and the paper's system prompt; nothing is trained on them."""
+    if not config.other:
+        return []
+    pair = [tr.load(name, dtype="float32") for name in ("builtin:expert", "builtin:amateur")]
+    folder = _work(config) / "samples-other"
+    sample(*pair, read_questions(config.other, limit=100), folder, settings=SampleSettings(beta=0.0))
+    return costs(folder)
+
+
+def costs(folder: Path) -> list[dict[str, Any]]:
+    """Forward tokens a tuned token of real samples, packed against a row a step, at several thresholds."""
+    held = list(SampleStore(folder).sampled())
     found = []
     for beta in BETAS:
         try:
@@ -160,7 +172,7 @@ def measure(config: Config) -> dict[str, Any]:
         else:
             results[arm.name] = arm_result(config, arm, items)
     compared = compare(items, {name: _answers(found) for name, found in results.items()})
-    counted = costs(config) if len(results) > 1 else []
+    counted = costs(_work(config) / "samples-alpha0.2-t0") if len(results) > 1 else []
     known = labels(config) if counted else {}
     return {
         "arms": {},
@@ -170,6 +182,7 @@ def measure(config: Config) -> dict[str, Any]:
         "intervals": compared["intervals"],
         "results": results,
         "costs": counted,
+        "other_costs": other_costs(config),
         "labels": known,
         "left": left,
         "notes": [*_notes(compared, counted, left), *label_notes(known)],

@@ -16,6 +16,7 @@ PAGES = {
     "token_skip": ROOT / "docs" / "casebook" / "token-skip.md",
     "pruned_prefill": ROOT / "docs" / "casebook" / "pruned-prefill.md",
     "lightreasoner": ROOT / "docs" / "casebook" / "lightreasoner.md",
+    "padded_training": ROOT / "docs" / "casebook" / "padded-training.md",
     "half_precision_logits": ROOT / "docs" / "casebook" / "half-precision-logits.md",
 }
 OUTPUT = re.compile(r"(```text\n).*?(```)", re.S)

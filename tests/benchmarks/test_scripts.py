@@ -151,3 +151,28 @@ def test_the_scripts_about_verdicts_run(script: str, tmp_path: Path) -> None:
     assert record["quick"]
     assert record["bars"]
     assert not record["bars_apply"]
+
+
+@pytest.mark.slow
+def test_contrast_training_is_measured_arm_by_arm(tmp_path):
+    """A second run finds everything done, and says the same."""
+    given = (
+        "--quick",
+        "--problems",
+        "30",
+        "--work",
+        str(tmp_path / "work"),
+        "--out",
+        str(tmp_path / "x.json"),
+    )
+    first, again = start("contrast_train.py", *given), start("contrast_train.py", *given)
+    assert first.returncode == again.returncode == 0, first.stderr[-2000:]
+    one, two = (read(done.stdout.splitlines()[-1]) for done in (first, again))
+    assert one.keys() >= KEYS
+    assert "training contrast" in first.stderr
+    assert "training contrast" not in again.stderr
+    assert one["results"] == two["results"]
+    assert set(one["sides"]) == {"base", "contrast"}
+    assert len(one["results"]["base"]["right"]) == 12
+    assert one["costs"][0]["beta"] == 0.4
+    assert one["labels"]["steps_kept"] >= one["labels"]["labels_of_one_id"] > 0

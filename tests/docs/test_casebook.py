@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CASEBOOK = ROOT / "docs" / "casebook"
 GPT, LOGITS, SKIP = "teaching_gpt_cache", "half_precision_logits", "token_skip"
 PRUNED, SAMPLING = "pruned_prefill", "lightreasoner"
+PADDED = "padded_training"
 NUMBER = re.compile(r"(?<![\w.])-?(?:\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?)(?![\w.]*\d)")
 AGAIN = "run python scripts/casebook_pages.py and read the page again"
 
@@ -46,7 +47,8 @@ def table(text: str) -> dict[str, tuple[float, str, str]]:
 
 
 @pytest.mark.parametrize(
-    "example", [GPT, LOGITS, *(pytest.param(e, marks=pytest.mark.slow) for e in (PRUNED, SKIP, SAMPLING))]
+    "example",
+    [GPT, LOGITS, *(pytest.param(e, marks=pytest.mark.slow) for e in (PRUNED, SKIP, SAMPLING, PADDED))],
 )
 def test_a_page_shows_what_its_example_prints(example: str) -> None:
     assert words(shown(example)) == words(printed(example)), AGAIN
@@ -191,3 +193,32 @@ def test_the_token_skip_still_comes_out_as_its_page_says() -> None:
     assert now["sound"][0] >= now["none"][0] - 1
     assert now["as published"][0] < now["none"][0] - 3
     assert now["published, 1.0"] == (now["none"][0], 0, now["none"][2])
+
+
+def padded(text: str) -> dict[str, list[float]]:
+    """Way -> cosine, first loss, last loss, true loss."""
+    rows = re.findall(r"^(packed|published) +\| +(\S+) \| +(\S+) to (\S+) \| (\S+)$", text, re.M)
+    return {name: [float(x) for x in cells] for name, *cells in rows}
+
+
+def check_padded(text: str) -> None:
+    """What the page claims in words."""
+    found = padded(text)
+    cosine, first, last, true = found["published"]
+    (untrained,) = re.findall(r"^untrained .*\| (\S+)$", text, re.M)
+    assert found["packed"][0] > 0.999
+    assert abs(cosine) < 0.3
+    assert first > last > 100 * found["packed"][2]  # it falls, and it is another loss
+    assert true > 2 * float(untrained) > found["packed"][3]
+    assert "training check, packed: equivalent: " in text
+    assert "training check, published: different: " in text
+    assert "87 % of the rows" in text
+
+
+def test_the_page_of_padded_training_says_what_its_numbers_say() -> None:
+    check_padded(shown(PADDED))
+
+
+@pytest.mark.slow
+def test_padded_training_still_comes_out_as_its_page_says() -> None:
+    check_padded(printed(PADDED))

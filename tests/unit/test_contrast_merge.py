@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import twinrun as tr
 from tests.support.tiny import tiny_folder
 from twinrun.contrast import merge as merging
-from twinrun.contrast.adapt import adapt, base_name, load_adapted, open_adapted, save_adapter
+from twinrun.contrast.adapt import adapt, base_name, load_adapted, open_adapted
 from twinrun.contrast.identity import identity
 from twinrun.contrast.merge import merge
 from twinrun.contrast.train_settings import ALL_LINEAR, LoraSettings
@@ -32,7 +32,7 @@ def make_adapter(
         generator = torch.Generator().manual_seed(3)
         for weight in (p for p in module.parameters() if p.requires_grad):
             weight.data = size * torch.randn(weight.shape, generator=generator)
-        save_adapter(module, folder)
+        module.save_pretrained(str(folder))
     return folder
 
 

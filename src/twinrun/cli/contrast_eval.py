@@ -34,7 +34,7 @@ twinrun contrast eval ./base ./merged --data gsm8k_test.jsonl --system-prompt "P
 The first model is what the others are held against; a folder with an adapter is opened over its own base. Other
 tasks (MATH, SVAMP, ASDiv, Minerva, OlympiadBench, MMLU-STEM) run in lm-evaluation-harness on the merged checkpoint:
 
-lm-eval run --model hf --model_args pretrained=./merged --tasks minerva_math,asdiv,mmlu_stem --num_fewshot 0
+twinrun lm-eval run --model twinrun --model_args pretrained=./merged --tasks minerva_math,asdiv --num_fewshot 0
 
 Exit code 0: examined, whatever came out."""
 

@@ -31,12 +31,13 @@ twinrun contrast train --expert builtin:expert --samples samples --out adapter -
 
 twinrun contrast train --expert ./base --samples samples --out sft --method sft --references train.jsonl
 
-accelerate launch -m twinrun contrast train --expert ./base --samples samples --out adapter --set fsdp=true
+torchrun --nproc-per-node 2 -m twinrun contrast train --expert ./base --samples samples --out adapter
 
 The same command again goes on with a training that was stopped, and ends with the same adapter. --set gives any further
 field of transformers.TrainingArguments, its value as JSON or text. Whatever was the amateur when the samples
 were made is the amateur here; an older checkpoint of the expert will do."""
 
+QUERY_AND_VALUE = ("q_proj", "v_proj")
 ExpertOption = Annotated[str, typer.Option(metavar="MODEL", help=f"the model to tune; {MODEL_HELP}")]
 SamplesOption = Annotated[str, typer.Option(metavar="DIR", help="folder of `twinrun contrast sample`")]
 OutOption = Annotated[str, typer.Option(metavar="DIR", help="folder of the adapter; continued if begun")]
@@ -120,13 +121,11 @@ def register(app: typer.Typer) -> None:
         from twinrun.contrast.train_settings import LoraSettings, TrainSettings
 
         refuse_without_peft()
-        targets = tuple(target or ("q_proj", "v_proj"))
-        lora = LoraSettings(r=rank, alpha=alpha, dropout=dropout, targets=targets)
         settings = TrainSettings(
             method=method,  # type: ignore[arg-type]  # the settings refuse any other word
             beta=beta,
             only_right=only_right,
-            lora=lora,
+            lora=LoraSettings(r=rank, alpha=alpha, dropout=dropout, targets=tuple(target or QUERY_AND_VALUE)),
             learning_rate=lr,
             schedule=schedule,
             warmup=warmup,

@@ -91,11 +91,6 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def save_adapter(wrapped: Any, folder: Path) -> None:
-    """Write peft's files."""
-    wrapped.save_pretrained(str(folder), safe_serialization=True)
-
-
 def check_adapter(folder: str | Path) -> Path:
     """Return the folder if it holds an adapter.
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from twinrun.contrast.adapt import adapt, refuse_without_peft, save_adapter
+from twinrun.contrast.adapt import adapt, refuse_without_peft
 from twinrun.contrast.identity import check_identity, identity
 from twinrun.contrast.lesson import Lesson
 from twinrun.contrast.lessons import Cost, contrast_lessons, sft_lessons, split, uniform_lessons
@@ -231,9 +231,9 @@ def _run(
         trainer.remove_callback(PrinterCallback)
         start = newest_checkpoint(folder / CHECKPOINTS)
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
-        if trainer.is_world_process_zero():
-            save_adapter(trainer.accelerator.unwrap_model(trainer.model), folder)
+        trainer.save_model(str(folder))  # gathers the shards of FSDP
         trainer.accelerator.wait_for_everyone()
+        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, and request.json says it all
     return trainer.state
 
 
