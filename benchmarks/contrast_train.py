@@ -62,7 +62,7 @@ class Config:
     older: str = field(default="", metadata={"help": "folder of an older checkpoint of the expert, or none"})
     arm: str = field(default="", metadata={"help": "run one arm only"})
     work: str = field(
-        default="", metadata={"help": "folder of what is done (benchmarks/work/contrast_train)"}
+        default="", metadata={"help": "folder of what is done (benchmarks/partial/contrast_train)"}
     )
 
     @classmethod
@@ -72,7 +72,7 @@ class Config:
 
 
 def _work(config: Config) -> Path:
-    return Path(config.work) if config.work else RESULTS.parent / "work" / "contrast_train"
+    return Path(config.work) if config.work else RESULTS.parent / "partial" / "contrast_train"
 
 
 def sampled(config: Config, expert: tr.Model, arm: Arm) -> SampleStore:

@@ -17,8 +17,7 @@ from typing import Any
 
 import decode_qwen
 import torch
-from _record import run
-from gpu_score import hardware
+from _gpu import run_on_gpu
 
 ABOUT = "decode on a CUDA device: our fast steps against transformers' best setting"
 
@@ -63,14 +62,7 @@ def measure(config: Config) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0 all bars passed (or --quick), 1 a bar was missed, 2 bad request, 3 no CUDA device."""
-    return run(
-        "gpu_decode",
-        ABOUT,
-        Config,
-        lambda config: {**hardware(config.device), **measure(config)},
-        __doc__,
-        argv,
-    )
+    return run_on_gpu("gpu_decode", ABOUT, Config, measure, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,7 @@ from typing import Any
 
 import diffusion_shape
 import torch
-from _record import run
-from gpu_score import hardware
+from _gpu import run_on_gpu
 
 ABOUT = "masked-diffusion decoding on a CUDA device: cost of steps, and whole decodes estimated from them"
 
@@ -59,14 +58,7 @@ def measure(config: Config) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0 all bars passed (or --quick), 1 a bar was missed, 2 bad request, 3 no CUDA device."""
-    return run(
-        "gpu_diffusion",
-        ABOUT,
-        Config,
-        lambda config: {**hardware(config.device), **measure(config)},
-        __doc__,
-        argv,
-    )
+    return run_on_gpu("gpu_diffusion", ABOUT, Config, measure, __doc__, argv)
 
 
 if __name__ == "__main__":

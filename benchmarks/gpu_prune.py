@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from _gpu import run_on_gpu
 from _prune import Request, measure_length
-from _record import run, say
+from _record import say
 from _shapes import build, random_ids
-from gpu_score import hardware
 
 ABOUT = "prefill with tokens dropped layer by layer on a CUDA device, by length"
 PAPER = {4096: 1.52, 8192: 1.58, 16384: 1.67, 32768: 1.79, 65536: 1.87, 131072: 2.15}
@@ -74,14 +74,7 @@ def measure(config: Config) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0 all bars passed (or --quick), 1 a bar was missed, 2 bad request, 3 no CUDA device."""
-    return run(
-        "gpu_prune",
-        ABOUT,
-        Config,
-        lambda config: {**hardware(config.device), **measure(config)},
-        __doc__,
-        argv,
-    )
+    return run_on_gpu("gpu_prune", ABOUT, Config, measure, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ Without a CUDA device it says so in one line and ends with exit code 3. Memory f
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,9 +18,7 @@ from typing import Any
 import single_pass
 import streamed_kl
 import torch
-from _record import run
-
-from twinrun.errors import ConfigError, MissingBackendError
+from _gpu import run_on_gpu
 
 ABOUT = "teacher-forced scoring and streamed KL on a CUDA device"
 
@@ -63,39 +60,9 @@ def _merge(
     found["parts"][prefix + script] = {"config": settings, **part}
 
 
-def hardware(device: str) -> dict[str, Any]:
-    """Return what a reader needs to place the numbers; raise where there is no CUDA device."""
-    if torch.device(device).type != "cuda":
-        raise ConfigError(
-            f"device {device!r} is no CUDA device; single_pass.py and streamed_kl.py measure a processor"
-        )
-    if not torch.cuda.is_available():
-        raise MissingBackendError("this machine has no CUDA device; run this script where there is one")
-    about = torch.cuda.get_device_properties(device)
-    return {"gpu": about.name, "gpu_memory_bytes": about.total_memory, **_smi()}
-
-
-def _smi() -> dict[str, Any]:
-    """Driver and power limit of the first device, as nvidia-smi says; None where it cannot be asked."""
-    query = ["nvidia-smi", "--query-gpu=driver_version,power.limit", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
-        driver, watts = done.stdout.splitlines()[0].split(", ")
-        return {"driver": driver, "gpu_power_limit_watts": float(watts)}
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return {"driver": None, "gpu_power_limit_watts": None}
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """0 all bars passed (or --quick), 1 a bar was missed, 2 bad request, 3 no CUDA device."""
-    return run(
-        "gpu_score",
-        ABOUT,
-        Config,
-        lambda config: {**hardware(config.device), **measure(config)},
-        __doc__,
-        argv,
-    )
+    return run_on_gpu("gpu_score", ABOUT, Config, measure, __doc__, argv)
 
 
 if __name__ == "__main__":

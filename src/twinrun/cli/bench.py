@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,10 +15,10 @@ from twinrun.cli.common import (
     JsonOption,
     ModelArgument,
     TrustOption,
-    console,
-    emit,
+    moves,
     open_model,
     progress,
+    report,
 )
 from twinrun.cli.lists import ManyLengths
 
@@ -193,25 +194,20 @@ def _run(sides: dict[str, Any], out: str | None, resume: bool, settings: dict[st
             sides,
             out=out,
             resume=resume,
-            on_progress=lambda done, total, what: bar.update(
-                task, completed=done, total=total, description=what
-            ),
+            on_progress=moves(bar, task),
             **settings,
         )
 
 
 def _report(found: Bench, out: str | None, as_json: bool) -> None:
-    from pathlib import Path
-
-    from twinrun.records.write import write_bytes
     from twinrun.report.bench_plots import bench_curves
     from twinrun.report.bench_text import bench_text
 
     record = found.to_json()
-    shown = console(as_json)
-    for part in bench_text(record):
-        shown.print(part)
-    if out is not None:
-        write_bytes(Path(out) / "curves.png", bench_curves(record))
-        shown.print(f"written: {out}/rows.jsonl, bench.json, bench.md, curves.png", markup=False)
-    emit(record, as_json)
+    report(
+        record,
+        bench_text(record),
+        as_json,
+        picture=None if out is None else (Path(out) / "curves.png", lambda: bench_curves(record)),
+        beside="rows.jsonl, bench.json, bench.md",
+    )

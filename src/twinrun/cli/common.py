@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -51,6 +52,32 @@ def progress(total: float | None, label: str) -> Iterator[tuple[Progress, TaskID
     shown = Console(stderr=True)
     with Progress(*columns, console=shown, transient=True, disable=not shown.is_terminal) as bar:
         yield bar, bar.add_task(label, total=total)
+
+
+def moves(bar: Progress, task: TaskID) -> Callable[[int, int, str], None]:
+    """What a library function takes as `on_progress`: (done, total, what) moves the bar."""
+    return lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
+
+
+def report(
+    record: Mapping[str, Any],
+    parts: Iterable[Any],
+    as_json: bool,
+    *,
+    picture: tuple[Path, Callable[[], bytes]] | None = None,
+    beside: str = "",
+) -> None:
+    """Show a record for people, write its picture beside the files that are there already, and emit it."""
+    from twinrun.records.write import write_bytes
+
+    shown = console(as_json)
+    for part in parts:
+        shown.print(part)
+    if picture is not None:
+        path, draw = picture
+        write_bytes(path, draw())
+        shown.print(f"written: {path.parent}/{beside}, {path.name}", markup=False)
+    emit(dict(record), as_json)
 
 
 def open_model(

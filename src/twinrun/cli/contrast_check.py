@@ -14,6 +14,7 @@ from twinrun.cli.common import (
     TrustOption,
     console,
     emit,
+    moves,
     open_model,
     progress,
 )
@@ -78,9 +79,7 @@ def register(app: typer.Typer) -> None:
                 texts,
                 beta=beta,
                 sweep=sweep,
-                on_progress=lambda done, total, what: bar.update(
-                    task, completed=done, total=total, description=what
-                ),
+                on_progress=moves(bar, task),
             )
         record, out = found.to_json(), console(as_json)
         for part in check_text(record, steps or None):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from twinrun.cli.common import JsonOption, console, emit, progress
+from twinrun.cli.common import JsonOption, console, emit, moves, progress
 
 EPILOG = """Examples:
 
@@ -52,9 +52,7 @@ def register(app: typer.Typer) -> None:
                 base=base,
                 dtype=dtype,
                 budget=budget,
-                on_progress=lambda done, total, what: bar.update(
-                    task, completed=done, total=total, description=what
-                ),
+                on_progress=moves(bar, task),
             )
         shown, weights = console(as_json), record["weights"]
         shown.print(f"{record['verdict']['verdict']}: {record['verdict']['reason']}", markup=False)

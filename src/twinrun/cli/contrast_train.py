@@ -23,7 +23,7 @@ from twinrun.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from twinrun.contrast.train import Trained
+    from twinrun.contrast.train_folder import Trained
 
 EPILOG = """Examples:
 

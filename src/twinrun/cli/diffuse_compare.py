@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from twinrun.bench.timing import PairedRatio, Timing, interleave, noise, ratio
-from twinrun.cli.common import progress
+from twinrun.cli.common import moves, progress
 from twinrun.diffusion.diffusion import Diffusion
 from twinrun.records.diffusion_run import DiffusionRun
 from twinrun.verify.budget import Budget
@@ -112,9 +112,7 @@ def compare(twin: Twin, prompts: list[list[int]], budget: Budget, repeats: int) 
             [forced_case(runs[THEIRS], twin.ours.max_context)],
             budget=budget,
             explain=False,
-            on_progress=lambda done, total, what: bar.update(
-                task, completed=done, total=total, description=what
-            ),
+            on_progress=moves(bar, task),
         )
     return Compared(ours=runs[OURS], theirs=runs[THEIRS], times=times, verdict=verdict)
 

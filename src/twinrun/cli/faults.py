@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twinrun.cli.common import JsonOption, console, emit, progress
+from twinrun.cli.common import JsonOption, console, emit, moves, progress
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -72,9 +72,7 @@ def register(app: typer.Typer) -> None:
                 clean=clean,  # type: ignore[arg-type]  # checked by the callee
                 found=_earlier(out),
                 on_row=None if out is None else lambda suite: write_json(out, suite.to_json()),
-                on_progress=lambda done, total, what: bar.update(
-                    task, completed=done, total=total, description=what
-                ),
+                on_progress=moves(bar, task),
             )
         record = found.to_json()
         if out is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,10 +14,10 @@ from twinrun.cli.common import (
     JsonOption,
     ModelArgument,
     TrustOption,
-    console,
-    emit,
+    moves,
     open_model,
     progress,
+    report,
 )
 from twinrun.cli.lists import ManyLengths
 from twinrun.cli.prune_options import (
@@ -160,27 +161,20 @@ def _run(sides: dict[str, Any], out: str | None, resume: bool, settings: dict[st
             sides,
             out=out,
             resume=resume,
-            on_progress=lambda done, total, what: bar.update(
-                task, completed=done, total=total, description=what
-            ),
+            on_progress=moves(bar, task),
             **settings,
         )
 
 
 def _report(found: PruningBench, out: str | None, as_json: bool) -> None:
-    from pathlib import Path
-
-    from twinrun.records.write import write_bytes
     from twinrun.report.pruning_plots import pruning_curves
     from twinrun.report.pruning_text import pruning_text
 
     record = found.to_json()
-    shown = console(as_json)
-    for part in pruning_text(record, found.sweep.to_json()):
-        shown.print(part)
-    if out is not None:
-        write_bytes(Path(out) / "pruning.png", pruning_curves(record))
-        shown.print(
-            f"written: {out}/rows.jsonl, bench.json, pruning.json, pruning.md, pruning.png", markup=False
-        )
-    emit(record, as_json)
+    report(
+        record,
+        pruning_text(record, found.sweep.to_json()),
+        as_json,
+        picture=None if out is None else (Path(out) / "pruning.png", lambda: pruning_curves(record)),
+        beside="rows.jsonl, bench.json, pruning.json, pruning.md",
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,10 +12,10 @@ from twinrun.cli.common import (
     JsonOption,
     ModelArgument,
     TrustOption,
-    console,
-    emit,
+    moves,
     open_model,
     progress,
+    report,
 )
 from twinrun.cli.lists import ManyLengths
 from twinrun.cli.prune_options import (
@@ -185,26 +186,19 @@ def _run(
     from twinrun.quality.evaluate import evaluate
 
     with progress(None, "prune eval") as (bar, task):
-
-        def tick(done: int, total: int, what: str) -> None:
-            if shown:
-                bar.update(task, completed=done, total=total, description=what)
-
-        return evaluate(sides, settings, out=out, resume=resume, labels=labels, on_progress=tick)
+        tell = moves(bar, task) if shown else None
+        return evaluate(sides, settings, out=out, resume=resume, labels=labels, on_progress=tell)
 
 
 def _report(found: Quality, out: str | None, as_json: bool) -> None:
-    from pathlib import Path
-
-    from twinrun.records.write import write_bytes
     from twinrun.report.quality_plots import quality_bars
     from twinrun.report.quality_text import quality_text
 
     record = found.to_json()
-    shown = console(as_json)
-    for part in quality_text(record):
-        shown.print(part)
-    if out is not None:
-        write_bytes(Path(out) / "quality.png", quality_bars(record))
-        shown.print(f"written: {out}/answers.*.jsonl, quality.json, quality.md, quality.png", markup=False)
-    emit(record, as_json)
+    report(
+        record,
+        quality_text(record),
+        as_json,
+        picture=None if out is None else (Path(out) / "quality.png", lambda: quality_bars(record)),
+        beside="answers.*.jsonl, quality.json, quality.md",
+    )

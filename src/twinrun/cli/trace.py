@@ -16,6 +16,7 @@ from twinrun.cli.common import (
     TrustOption,
     console,
     emit,
+    moves,
     open_model,
     progress,
 )
@@ -137,9 +138,7 @@ def _add_run(group: typer.Typer) -> None:
                 level=level,  # type: ignore[arg-type]  # checked by the callee
                 by=by,  # type: ignore[arg-type]  # checked by the callee
                 out=out,
-                on_progress=lambda done, total, what: bar.update(
-                    task, completed=done, total=total, description=what
-                ),
+                on_progress=moves(bar, task),
             )
         _report(found, out, as_json)
         return 0 if agrees(found) else 1

@@ -14,6 +14,7 @@ from twinrun.cli.common import (
     TrustOption,
     console,
     emit,
+    moves,
     open_model,
     progress,
     read_prompts,
@@ -94,9 +95,7 @@ def register(app: typer.Typer) -> None:
                 cases,
                 budget=budget,
                 sweep=sweep,
-                on_progress=lambda done, total, what: bar.update(
-                    task, completed=done, total=total, description=what
-                ),
+                on_progress=moves(bar, task),
             )
         _show(verdict, as_json, trusted, probes, max_tokens)
         emit(verdict.to_json(), as_json)

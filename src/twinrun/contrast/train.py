@@ -6,14 +6,10 @@ Source: LightReasoner (arXiv:2510.07962), fine-tuning.
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from twinrun.contrast.adapt import adapt, refuse_without_peft
 from twinrun.contrast.identity import check_identity, identity
@@ -22,51 +18,20 @@ from twinrun.contrast.lessons import Cost, contrast_lessons, sft_lessons, split,
 from twinrun.contrast.proof import TrainingForward, keeps_rows, proven_forward
 from twinrun.contrast.samples import Trajectory
 from twinrun.contrast.store import SampleStore
+from twinrun.contrast.train_folder import (
+    CHECKPOINTS,
+    LOG,
+    RECORD,
+    Trained,
+    finished,
+    newest_checkpoint,
+    open_folder,
+)
 from twinrun.contrast.train_settings import TrainSettings
-from twinrun.errors import ConfigError, MissingBackendError
+from twinrun.contrast.trainer_arguments import arguments
+from twinrun.errors import ConfigError
 from twinrun.models.model import Model
-from twinrun.records.env import environment
 from twinrun.records.write import write_json, write_text
-
-REQUEST, RECORD, LOG = "request.json", "training.json", "log.jsonl"
-CHECKPOINTS = "checkpoints"
-KEPT = 2
-"""Checkpoints that stay, the best one besides."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trained:
-    """What a training left.
-
-    Attributes:
-        folder: holds the adapter (peft's files), request, log and this record.
-        steps: optimizer steps taken.
-        best_step: the one whose adapter was kept; None without validation.
-        validation_loss: of that adapter, nats a tuned token; None without validation.
-        lessons: answers trained on; `validation_lessons` were kept apart.
-        cost: tokens of one round over the training lessons.
-        verdict: of the training check; None where it was switched off.
-        together: whether a batch was one forward.
-    """
-
-    folder: str
-    steps: int
-    best_step: int | None
-    validation_loss: float | None
-    lessons: int
-    validation_lessons: int
-    cost: dict[str, Any]
-    verdict: str | None
-    together: bool
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return {
-            "schema": "twinrun.training/1",
-            **asdict(self),
-            "environment": environment(),
-            "peft": version("peft"),
-        }
 
 
 def train(
@@ -121,8 +86,8 @@ def train(
         "base_name": expert.name,
         "samples": {key: store.header.get(key) for key in ("settings", "expert", "amateur", "data")},
     }
-    folder = _open(Path(out), request)
-    done = _finished(folder)
+    folder = open_folder(Path(out), request)
+    done = finished(folder)
     if done is not None:
         return done
     if chosen.check:
@@ -168,39 +133,6 @@ def _check_ids(expert: Model, lessons: Sequence[Lesson]) -> None:
             )
 
 
-def _open(folder: Path, request: Mapping[str, Any]) -> Path:
-    """Begin a folder, or find it begun with the same request."""
-    wanted = json.loads(json.dumps(request))
-    place = folder / REQUEST
-    if not place.exists():
-        if folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir()):
-            raise ConfigError(f"{folder} is not empty and holds no {REQUEST}; give another --out")
-        write_json(place, wanted)
-        return folder
-    there = json.loads(place.read_text("utf-8"))
-    for key in sorted({*there, *wanted} - {"base_name"}):
-        if there.get(key) != wanted.get(key):
-            old, new = _part(there.get(key), wanted.get(key))
-            raise ConfigError(f"{folder} holds a training with {key} {old}, not {new}; give another --out")
-    return folder
-
-
-def _part(old: Any, new: Any) -> tuple[str, str]:
-    """The entries in which two settings differ."""
-    if not isinstance(old, dict) or not isinstance(new, dict):
-        return f"{old!r:.80}", f"{new!r:.80}"
-    keys = [k for k in {**old, **new} if old.get(k) != new.get(k)]
-    return f"{ {k: old.get(k) for k in keys} }", f"{ {k: new.get(k) for k in keys} }"
-
-
-def _finished(folder: Path) -> Trained | None:
-    path = folder / RECORD
-    if not path.exists():
-        return None
-    found = json.loads(path.read_text("utf-8"))
-    return Trained(**{key: found[key] for key in Trained.__slots__} | {"folder": str(folder)})
-
-
 def _run(
     expert: Model,
     forward: TrainingForward,
@@ -235,73 +167,6 @@ def _run(
         trainer.accelerator.wait_for_everyone()
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, and request.json says it all
     return trainer.state
-
-
-def arguments(folder: Path, settings: TrainSettings, validates: bool) -> Any:
-    """What the Trainer is told.
-
-    Raises:
-        ConfigError: an extra that is unknown, or that has a field of its own in `TrainSettings`.
-        MissingBackendError: a precision that this machine cannot train in.
-    """
-    from transformers import TrainingArguments
-
-    own: dict[str, Any] = {
-        "output_dir": str(folder / CHECKPOINTS),
-        "per_device_train_batch_size": settings.batch_size,
-        "per_device_eval_batch_size": settings.batch_size,
-        "gradient_accumulation_steps": settings.accumulation,
-        "max_steps": settings.steps,
-        "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": settings.schedule,
-        "warmup_steps": settings.warmup,
-        "weight_decay": settings.weight_decay,
-        "max_grad_norm": settings.max_grad_norm,
-        "bf16": settings.precision == "bfloat16",
-        "fp16": settings.precision == "float16",
-        "seed": settings.seed,
-        "eval_strategy": "steps" if validates else "no",
-        "eval_steps": settings.every,
-        "save_steps": settings.every,
-        "load_best_model_at_end": validates,
-        "metric_for_best_model": "eval_loss" if validates else None,
-        "greater_is_better": False if validates else None,
-        "remove_unused_columns": False,
-        "label_names": ["labels"],
-        "restore_callback_states_from_checkpoint": True,
-        "logging_nan_inf_filter": False,
-    }
-    clash = sorted(own.keys() & settings.extra.keys())
-    if clash:
-        raise ConfigError(f"{clash[0]} has an option of its own; do not give it as an extra")
-    defaults = {"report_to": "none", "disable_tqdm": True, "save_total_limit": KEPT, "logging_steps": 10}
-    defaults["use_cpu"] = not torch.cuda.is_available()
-    try:
-        found = TrainingArguments(**own, **{**defaults, **settings.extra})
-    except TypeError as error:
-        raise ConfigError(f"transformers.TrainingArguments refuses an extra: {error}") from error
-    except ValueError as error:
-        raise MissingBackendError(
-            f"this machine cannot train so: {' '.join(str(error).split())[:200]}"
-        ) from error
-    found._n_gpu = min(found.n_gpu, 1)  # several devices are several processes here, not one that splits rows
-    return found
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; those behind it, cut off by a kill, are removed.
-
-    The Trainer writes its state last, so a checkpoint with a readable state is whole.
-    """
-    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
-    for path in found:
-        try:
-            json.loads((path / "trainer_state.json").read_text("utf-8"))
-        except (OSError, ValueError):
-            shutil.rmtree(path, ignore_errors=True)
-            continue
-        return path
-    return None
 
 
 def _close(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from twinrun.records.bench_words import NONE, verdict_word
-from twinrun.report.canvas import INK, LINES, blank, png
+from twinrun.report.canvas import LINES, blank, length_axis, one_legend, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,22 +33,11 @@ def bench_curves(record: Mapping[str, Any]) -> bytes:
     for axes, (part, keys, title) in zip(panels, PANELS, strict=True):
         for i, name in enumerate(names):
             _curve(axes, record, name, part, keys, LINES[i % len(LINES)])
-        axes.set_title(title, loc="left", fontsize=9, color=INK)
-        axes.set_xlabel("prompt, tokens", color=INK)
-        axes.set(xscale="log", yscale="log")
-        axes.set_xticks(lengths, [f"{n:,}" for n in lengths])
-        axes.minorticks_off()
+        axes.set_yscale("log")
+        length_axis(axes, title, lengths)
         axes.yaxis.set_major_formatter(lambda value, _: _time(value))
         _decimal_ticks(axes)
-        axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
-        axes.set_axisbelow(True)
-        if len(lengths) == 1:
-            axes.set_xlim(lengths[0] / 2, lengths[0] * 2)
-    handles, labels = panels[0].get_legend_handles_labels()
-    if handles:
-        figure.legend(
-            handles, labels, loc="outside lower center", ncols=min(3, len(handles)), frameon=False, fontsize=8
-        )
+    one_legend(figure, panels[0])
     return png(figure)
 
 

@@ -40,6 +40,28 @@ def _plain(panels: list[Axes]) -> list[Axes]:
     return panels
 
 
+def length_axis(axes: Axes, title: str, lengths: Sequence[int]) -> None:
+    """Prompt lengths from left to right, doubling in equal steps, each named; a title and lines to read values by."""
+    axes.set_title(title, loc="left", fontsize=9, color=INK)
+    axes.set_xlabel("prompt, tokens", color=INK)
+    axes.set_xscale("log")
+    axes.set_xticks(lengths, [f"{n:,}" for n in lengths])
+    axes.minorticks_off()
+    axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
+    axes.set_axisbelow(True)
+    if len(lengths) == 1:
+        axes.set_xlim(lengths[0] / 2, lengths[0] * 2)
+
+
+def one_legend(figure: Figure, axes: Axes) -> None:
+    """The names of the curves of one panel under all panels."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=min(3, len(handles)), frameon=False, fontsize=8
+        )
+
+
 def png(figure: Figure) -> bytes:
     """Return the figure as PNG on white."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from twinrun.report.canvas import INK, LINES, MUTED, blank, png
+from twinrun.report.canvas import LINES, MUTED, blank, length_axis, one_legend, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,21 +36,9 @@ def pruning_curves(record: Mapping[str, Any]) -> bytes:
                 LINES[i % len(LINES)],
             )
         axes.axhline(1, color=MUTED, linewidth=1)
-        axes.set_title(title, loc="left", fontsize=9, color=INK)
-        axes.set_xlabel("prompt, tokens", color=INK)
-        axes.set_xscale("log")
-        axes.set_xticks(lengths, [f"{n:,}" for n in lengths])
-        axes.minorticks_off()
+        length_axis(axes, title, lengths)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}×")
-        axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
-        axes.set_axisbelow(True)
-        if len(lengths) == 1:
-            axes.set_xlim(lengths[0] / 2, lengths[0] * 2)
-    handles, labels = panels[0].get_legend_handles_labels()
-    if handles:
-        figure.legend(
-            handles, labels, loc="outside lower center", ncols=min(3, len(handles)), frameon=False, fontsize=8
-        )
+    one_legend(figure, panels[0])
     return png(figure)
 
 
