@@ -27,7 +27,7 @@ from twinrun.records.write import whole_file, write_json
 try:
     import fcntl
 except ImportError:  # not a POSIX system
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # Windows has no such locks
 
 HEADER = "samples.json"
 SCHEMA = "twinrun.samples/1"
