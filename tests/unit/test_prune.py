@@ -14,6 +14,9 @@ from tests.support.prune import LENGTH, SCHEDULE, batch, cached, full, ids, pref
 from twinrun.errors import ConfigError, NonFiniteError, UnsupportedModelError
 from twinrun.models import zoo
 from twinrun.models.load import load
+from twinrun.prune.named import pruned_named
+from twinrun.prune.scorer import Scorer, shipped_scorer
+from twinrun.quality.sides import schedule_of
 
 ROWS = [ids(40), ids(17, seed=1), ids(29, seed=2)]
 FAMILIES = (
@@ -478,3 +481,27 @@ def test_routers_that_saw_fewer_tokens_leave_no_routes(family: str, schedule: An
     p = pruned(family, schedule=schedule)
     assert p.score(ids(44), 40).routes is None
     assert p.score(ids(9), 5).routes is not None  # the control: nothing is dropped from five tokens
+
+
+def test_shipped_scorers_prune_as_they_were_trained():
+    """No schedule given: that of the scorers, which are found by the built-in's name; another model has none."""
+    long = tr.load("builtin:long", dtype="float32")
+    given = tr.Schedule.of(Scorer.load("builtin:long").schedule)
+    assert given.layers == (1, 2, 3)
+    for runner in (tr.Pruned(long, "builtin:long"), pruned_named("pruned", long)):
+        assert runner.schedule == given
+        assert runner.selector.name == "learned"
+    assert schedule_of(long, None, None, scorer="builtin:long") == given
+    with pytest.raises(
+        ConfigError, match="prunes at layer 4"
+    ):  # other layers that are asked for are not replaced
+        tr.Pruned(long, "builtin:long", schedule=schedule_of(long, 0.9, None, scorer="builtin:long"))
+    assert shipped_scorer(tr.load("builtin:amateur")) is None
+    assert shipped_scorer(long) == "builtin:long"
+
+
+def test_scorers_without_a_schedule_get_the_papers():
+    model = tr.load("builtin:long", dtype="float32")
+    scorer = Scorer.new(model, (4, 7, 10))
+    assert scorer.schedule is None
+    assert tr.Pruned(model, scorer).schedule == tr.Schedule.geometric(12)
