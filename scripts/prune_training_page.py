@@ -48,8 +48,8 @@ def ablation(record: dict[str, Any]) -> str:
             "",
             f"`{record['model']}`, {recipe['samples']} training texts of up to {recipe['tokens']} tokens, "
             f"{recipe['epochs']} epochs, seed {recipe['seed']}; {stages}. Exact answers to "
-            f"{recipe['held_out']} held-out texts with 95 % Wilson intervals; overlap: share of the highest targets among "
-            "the kept, mean over the tasks.",
+            f"{recipe['held_out']} held-out texts with 95 % Wilson intervals; overlap: share of the highest targets "
+            "among the kept, mean over the tasks.",
         ]
     )
 
