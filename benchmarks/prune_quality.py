@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _record import RESULTS, at_least, run, say
+from _record import RESULTS, at_least, at_most, run, say
 
 import twinrun as tr
 from twinrun.prune.schedule import Schedule
@@ -101,7 +101,10 @@ def measure(config: Config) -> dict[str, Any]:
         "pairs": found.pairs,
         "cells": found.cells,
         "notes": notes(found),
-        "bars": [bar for mode in config.settings.modes for bar in bars(found, mode)],
+        "bars": [
+            *(bar for mode in config.settings.modes for bar in bars(found, mode)),
+            at_most("cells that failed", sum(c["status"] != "done" for c in found.cells), 0, "cells"),
+        ],
     }
 
 

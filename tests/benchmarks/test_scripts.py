@@ -194,7 +194,8 @@ def test_answers_behind_pruned_prompts_are_measured_and_resumed(tmp_path):
     scores = {(row["mode"], row["side"]): row["score"] for row in one["overall"]}
     assert scores["end", "none"] > 0.9
     assert scores["end", "learned"] > scores["end", "random"]
-    assert len(one["bars"]) == 8
+    assert len(one["bars"]) == 9
+    assert one["bars"][-1]["value"] == 0
 
 
 @pytest.mark.slow

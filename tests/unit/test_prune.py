@@ -109,6 +109,43 @@ def test_a_row_of_a_batch_keeps_what_it_keeps_alone(selector: str) -> None:
         )
 
 
+PARTING = [ids(47), ids(46, seed=1), ids(12, seed=2)]
+"""The first two keep 33 tokens each at the first stage, and so no padding, then 22 and 21."""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_that_part_behind_a_stage_without_padding(family: str) -> None:
+    p = pruned(family)
+    together = p.generate(PARTING, 8, stop_at_eos=False)
+    assert p.last is not None
+    assert [p.last.layer_lengths(row) for row in range(3)] == [(47, 33, 22), (46, 33, 21), (12, 9, 6)]
+    assert together.steps[0].cache_lengths == (47, 33, 22)
+    kept = [p.last.kept_positions(row) for row in range(3)]
+    for number, row in enumerate(PARTING):
+        assert p.generate(row, 8, stop_at_eos=False).tokens[0] == together.tokens[number]
+        assert p.last.kept_positions() == kept[number]
+    assert generated(p, PARTING) == together.tokens
+
+
+@pytest.mark.parametrize("selector", ["norm", "attention", "random"])
+def test_a_batch_that_parts_is_judged_one_precision_up_with_the_same_choice(selector: str) -> None:
+    """The choice is replayed in float64, where a filler stands for padding that is gone."""
+    p = pruned(selector=selector)
+    rows = [row + ids(4, seed=9) for row in PARTING]
+    starts = [len(row) for row in PARTING]
+    low = p.score_batch(rows, starts)
+    before = [p.last.kept_positions(row) for row in range(3)] if p.last else []
+    with p.raised():
+        high = p.score_batch(rows, starts)
+    assert p.last is not None
+    assert p.last.replayed
+    assert [p.last.kept_positions(row) for row in range(3)] == before
+    for a, b in zip(low, high, strict=True):
+        torch.testing.assert_close(
+            a.logits.rows(0, 4).double(), b.logits.rows(0, 4).double(), rtol=1e-3, atol=1e-3
+        )
+
+
 def hooks_on(module: nn.Module) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules())
 
