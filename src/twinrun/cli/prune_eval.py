@@ -34,7 +34,7 @@ EPILOG = """Examples:
 
 twinrun prune eval builtin:expert --task niah_single --lengths 256 --items 2 --selector random --schedule 1:0.5
 
-twinrun prune eval builtin:long --selector learned --task niah_single --lengths 512 --digits 5 --start '<|endoftext|>'
+twinrun prune eval builtin:long --selector learned --task niah_single --lengths 512 --digits 5 --begin '<|endoftext|>'
 
 twinrun prune eval Qwen/Qwen2.5-7B-Instruct --scorer scorers --task ruler --lengths 4096 8192 --out quality
 
@@ -76,6 +76,9 @@ OutOption = Annotated[
     typer.Option("--out", "-o", help="folder for answers.N.jsonl, quality.json, quality.md, quality.png"),
 ]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="go on with the answers that --out holds")]
+StartOption = Annotated[
+    str, typer.Option("--begin", "--start", help="text before every prompt: a start token, say")
+]
 AnswerOption = Annotated[int | None, typer.Option(help="tokens an answer may have (default: the task's own)")]
 DigitsOption = Annotated[int | None, typer.Option(help="digits of a number to find (default: RULER's)")]
 
@@ -101,7 +104,7 @@ def register(app: typer.Typer) -> None:
         batch: Annotated[int, typer.Option(help="items run together, padded on the left")] = 1,
         digits: DigitsOption = None,
         answer_tokens: AnswerOption = None,
-        start: Annotated[str, typer.Option(help="text before every prompt: a start token, say")] = "",
+        start: StartOption = "",
         chat: Annotated[str, typer.Option(help="LongBench's chat wrap: auto, on or off")] = "auto",
         data: DataOption = None,
         seed: Annotated[int, typer.Option(help="of items, intervals and the random selector")] = 0,

@@ -94,7 +94,7 @@ def quality_notes(record: dict[str, Any]) -> list[str]:
         notes.append(
             f"{first} is itself right in under {percent(NOTHING, 0)} % of {', '.join(lost)}: "
             "nothing can be lost there. The model cannot do it, or is asked otherwise than it was trained (--digits, "
-            "--start, --answer-tokens, --chat)"
+            "--begin, --answer-tokens, --chat)"
         )
     failed = {
         (c["side"], c["task"], c["length"]): c["reason"] for c in record["cells"] if c["status"] != "done"
