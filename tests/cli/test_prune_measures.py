@@ -137,7 +137,7 @@ REFUSED = {
     "no selector": (["eval", "--selector", "rndom", "--first", "1"], "no selector 'rndom'"),
     "no scorer": (
         ["eval", "--selector", "learned", "--first", "1"],
-        "needs trained scorers; give their folder (--scorer DIR)",
+        "needs trained scorers; give their folder, or builtin:NAME (--scorer DIR)",
     ),
     "unused scorer": (["eval", "--selector", "random", "--scorer", "x"], "no --selector learned uses it"),
     "task": (["eval", "--task", "niah"], "no task named 'niah'"),

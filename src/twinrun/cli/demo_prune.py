@@ -32,7 +32,8 @@ def pruned() -> dict[str, Any]:
     )
     prompt = model.encode(START + asked.prompt)
     whole, cut = KVCache(model), Pruned(model, scorer, schedule=scorer.schedule)
-    ways = [_way(runner, prompt, asked) for runner in (whole, cut)]
+    short = cut.name.partition("+")[0]  # the schedule shows in the tokens of each layer
+    ways = [_way(name, runner, prompt, asked) for name, runner in ((whole.name, whole), (short, cut))]
     assert cut.last is not None
     text = Text(
         ids=[*prompt, *model.encode(asked.answer_text)], start=len(prompt), source=asked.settings.task
@@ -54,12 +55,12 @@ def pruned() -> dict[str, Any]:
             "noise": noise(times).to_json(),
             "rows": [
                 first_row(whole, times),
-                {**lean(verdict), "speed": speed_of(times[cut.name], gain)},
+                {**lean(verdict), "candidate": short, "speed": speed_of(times[cut.name], gain)},
             ],
         },
     }
 
 
-def _way(runner: ModelRunner, prompt: list[int], asked: Retrieval) -> dict[str, Any]:
+def _way(name: str, runner: ModelRunner, prompt: list[int], asked: Retrieval) -> dict[str, Any]:
     text = (runner.generate(prompt, max_new_tokens=ROOM).texts or [""])[0]
-    return {"runner": runner.name, "text": text.strip(), "is_right": is_exact(text, asked)}
+    return {"runner": name, "text": text.strip(), "is_right": is_exact(text, asked)}
