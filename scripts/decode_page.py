@@ -1,4 +1,4 @@
-"""Draw the measured table of docs/decode.md from the records of benchmarks/decode_gpt.py, decode_gpt2.py, decode_qwen.py.
+"""Draw the measured tables of docs/decode.md from the records of decode_gpt, decode_gpt2 and decode_qwen.
 
 python scripts/decode_page.py
 """
