@@ -95,6 +95,7 @@ def test_flags_in_the_docs_exist() -> None:
         ("faults.md", "faults_page"),
         ("token-skip.md", "token_skip_page"),
         ("diffusion.md", "diffusion_page"),
+        ("decode.md", "decode_page"),
         ("contrast-training.md", "contrast_training_page"),
     ],
 )
