@@ -95,8 +95,8 @@ def test_flags_in_the_docs_exist() -> None:
         ("faults.md", "faults_page"),
         ("token-skip.md", "token_skip_page"),
         ("diffusion.md", "diffusion_page"),
-        ("decode.md", "decode_page"),
         ("contrast-training.md", "contrast_training_page"),
+        ("decode.md", "decode_page"),
     ],
 )
 def test_a_page_of_numbers_is_drawn_from_its_record(page: str, name: str) -> None:
