@@ -81,9 +81,8 @@ def test_a_quick_run_writes_a_whole_record(script, tmp_path):
         assert 0 < found["ratio_p10"] <= found["ratio_median"] <= found["ratio_p90"]
     assert any("A/A" in name for name in record["ratios"])
     for bar in record["bars"]:
-        assert (
-            bar["value"] is None or bar["value"] >= 0
-        )  # a share of bytes or of seconds below zero measures nothing
+        # A share of bytes or of seconds below zero measures nothing.
+        assert bar["value"] is None or bar["value"] >= 0
         met = bar["value"] >= bar["at_least"] if "at_least" in bar else bar["value"] <= bar["at_most"]
         assert bar["passed"] is met
     assert record["passed"] is all(bar["passed"] for bar in record["bars"])
