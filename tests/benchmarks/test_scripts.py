@@ -159,6 +159,61 @@ def test_the_other_scripts_run(script: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_lengths_of_table_2_are_kept_between_sittings(tmp_path):
+    """One length a sitting; the second goes on, the third finds everything done and says the same."""
+    given = (
+        "--quick",
+        "--minutes",
+        "0.0001",
+        "--work",
+        str(tmp_path / "w"),
+        "--out",
+        str(tmp_path / "x.json"),
+    )
+    found = []
+    for _sitting in range(3):
+        done = start("prune_table2.py", *given)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found.append(read(done.stdout.splitlines()[-1]))
+    lengths = [sorted({row["length"] for row in record["rows"]}) for record in found]
+    assert lengths == [[48], [48, 64], [48, 64]]
+    assert found[1]["rows"] == found[2]["rows"]
+    assert [record["bars"][-1]["value"] for record in found] == [1, 2, 2]
+    row = found[1]["rows"][0]
+    keys = {f"{part}_latency_seconds" for part in ("prefill", "decode", "total")}
+    keys |= {"kv_lens_after_prefill", "tokens_kept", "tokens_pruned"}
+    assert keys <= row["baseline"].keys() & row["pruned"].keys()
+    assert row["speedup"].keys() == {"prefill", "decode", "total"}
+    assert 0 < row["kv_reduction"] < 1
+
+
+@pytest.mark.slow
+def test_answers_behind_pruned_prompts_are_measured_and_resumed(tmp_path):
+    given = ("--quick", "--work", str(tmp_path / "w"), "--out", str(tmp_path / "x.json"))
+    first, again = start("prune_quality.py", *given), start("prune_quality.py", *given)
+    assert first.returncode == again.returncode == 0, first.stderr[-2000:]
+    one, two = (read(done.stdout.splitlines()[-1]) for done in (first, again))
+    assert "niah_single" in first.stderr
+    assert "niah_single" not in again.stderr
+    assert one["overall"] == two["overall"]
+    scores = {(row["mode"], row["side"]): row["score"] for row in one["overall"]}
+    assert scores["end", "none"] > 0.9
+    assert scores["end", "learned"] > scores["end", "random"]
+    assert len(one["bars"]) == 9
+    assert one["bars"][-1]["value"] == 0
+
+
+@pytest.mark.slow
+def test_saliency_and_stages_are_measured(tmp_path):
+    done = start("prune_saliency.py", "--quick", "--out", str(tmp_path / "x.json"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    record = read(done.stdout.splitlines()[-1])
+    kinds = {f"{sign}, {output}" for sign in ("abs", "signed") for output in ("loss", "logit")}
+    assert record["chosen"].keys() == kinds | {"whole prompt", "random", "recency"}
+    assert record["one_random_stage"].keys() == {"1", "4"}
+
+
+@pytest.mark.slow
 def test_contrast_training_is_measured_arm_by_arm(tmp_path):
     """A second run finds everything done, and says the same."""
     given = (

@@ -34,6 +34,8 @@ def test_it_says_what_was_found(visit):
     assert "82.7×" in told or "83×" in told
     assert page.locator("#diffusion table.verdicts tbody tr").count() == 2
     assert "lossy" in page.locator("#diffusion table.verdicts").inner_text()
+    assert page.locator("#prune table.verdicts tbody tr").count() == 2
+    assert "12, 9, 5" in page.locator("#prune").inner_text()
     assert page.locator(".card .badge").inner_text() == "caught"
     assert page.locator(".glossary dt").count() >= 9
 

@@ -11,7 +11,8 @@ import pytest
 
 import twinrun as tr
 from tests.support.tiny import tiny_folder
-from twinrun.cli import demo_twins
+from twinrun.cli import demo_prune, demo_steps, demo_twins
+from twinrun.cli.demo_text import Text
 from twinrun.cli.main import main
 from twinrun.faults.fault import Fault
 
@@ -76,6 +77,34 @@ def test_the_canvas_is_filled_in_both_ways_with_a_verdict(done):
     assert judged["speed"]["speed_up_median"] > 0
 
 
+def test_the_pruned_prompt_gives_the_answer_with_a_third_of_its_tokens(done):
+    found = done.record["prune"]
+    length, lengths = found["prompt_tokens"], found["layer_lengths"]
+    assert length > 500
+    assert lengths[0] == length
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[-1] == pytest.approx(0.35 * length, abs=1)
+    whole, pruned = found["ways"]
+    assert (whole["is_right"], pruned["is_right"]) == (True, True)
+    assert whole["text"] == pruned["text"] == found["expected"]
+    reference, judged = found["twins"]["rows"]
+    assert (reference["verdict"], judged["verdict"]) == ("reference", "lossy")
+    assert judged["speed"]["speed_up_median"] > 0
+
+
+def test_a_pruned_prompt_that_loses_its_needle_is_not_passed(done, folders, monkeypatch):
+    """The control: without the trained scorers the needle goes, and the outcome must say so."""
+    monkeypatch.setattr(demo_prune, "Pruned", lambda m, _scorer, **how: tr.Pruned(m, selector="norm", **how))
+    more = {"diffusion": done.record["diffusion"], "prune": demo_prune.pruned()}
+    assert [way["is_right"] for way in more["prune"]["ways"]] == [True, False]
+    text = Text(ids=[1, 2], start=1, source="none")
+    rest = (text, [], {}, [{"name": "one", "caught": True}], more)
+    found = demo_steps.record(tr.load(str(folders["a"])), None, *rest)
+    assert found["passed"] is False
+    assert "pruned:norm" in found["outcome"]
+    assert "is wrong" in found["outcome"]
+
+
 def test_the_contrast_lines_up_with_its_tokens(done):
     found = done.record["contrast"]
     assert len(found["texts"]) == 2
@@ -103,6 +132,7 @@ def test_human_text_goes_to_stderr_with_json(done):
         "2. Fast paths",
         "3. Expert against amateur",
         "4. Faults",
+        "6. Prompt pruning",
         "caught",
         "index.html",
     ):

@@ -97,6 +97,7 @@ def test_flags_in_the_docs_exist() -> None:
         ("diffusion.md", "diffusion_page"),
         ("contrast-training.md", "contrast_training_page"),
         ("decode.md", "decode_page"),
+        ("prune-training.md", "prune_training_page"),
     ],
 )
 def test_a_page_of_numbers_is_drawn_from_its_record(page: str, name: str) -> None:

@@ -101,6 +101,15 @@ def demo_record(**changes: Any) -> dict[str, Any]:
                 "noise": {"ratio_median": 1.01, "ratio_p10": 0.97, "ratio_p90": 1.06, "pairs": 2},
             },
         },
+        "prune": {
+            "model": "builtin:long", "prompt_tokens": 12, "question": f"Which number? {HOSTILE}", "expected": "12345",
+            "layer_lengths": [12, 9, 5], "ways": [{"runner": "pruned:learned", "text": HOSTILE, "is_right": False}],
+            "twins": {
+                "dtype": "float32", "repeats": 3,
+                "rows": [reference_record(), verdict_record("lossy", "pruned:learned", ratio_max=9e3)],
+                "noise": {"ratio_median": 1.01, "ratio_p10": 0.97, "ratio_p90": 1.06, "pairs": 3},
+            },
+        },
         "env": {"platform": "Linux", "cpu": HOSTILE, "gpus": [],
                 "packages": {"torch": "2.13", "numpy": None}},
         "seconds": 41.5,

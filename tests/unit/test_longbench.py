@@ -163,6 +163,12 @@ def test_bad_lines_are_refused_in_one_line(tmp_path: Path, text: str, message: s
     assert "\n" not in str(caught.value)
 
 
+def test_a_bad_line_is_named_by_the_file_that_was_given(tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text("{")
+    with pytest.raises(ConfigError, match=r"line 1 of mine\.jsonl is not valid JSON"):
+        longbench_items("qasper", tmp_path / "mine.jsonl")
+
+
 def test_what_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"no LongBench task named 'qaspar'. Did you mean 'qasper'"):
         longbench_items("qaspar", tmp_path)

@@ -14,6 +14,9 @@ from tests.support.prune import LENGTH, SCHEDULE, batch, cached, full, ids, pref
 from twinrun.errors import ConfigError, NonFiniteError, UnsupportedModelError
 from twinrun.models import zoo
 from twinrun.models.load import load
+from twinrun.prune.named import pruned_named
+from twinrun.prune.scorer import Scorer, shipped_scorer
+from twinrun.quality.sides import schedule_of
 
 ROWS = [ids(40), ids(17, seed=1), ids(29, seed=2)]
 FAMILIES = (
@@ -103,6 +106,43 @@ def test_a_row_of_a_batch_keeps_what_it_keeps_alone(selector: str) -> None:
         assert p.last.kept_positions() == whole.kept_positions(number)
         torch.testing.assert_close(
             alone.logits.rows(0, 9), together[number].logits.rows(0, 9), rtol=1e-4, atol=1e-4
+        )
+
+
+PARTING = [ids(47), ids(46, seed=1), ids(12, seed=2)]
+"""The first two keep 33 tokens each at the first stage, and so no padding, then 22 and 21."""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_that_part_behind_a_stage_without_padding(family: str) -> None:
+    p = pruned(family)
+    together = p.generate(PARTING, 8, stop_at_eos=False)
+    assert p.last is not None
+    assert [p.last.layer_lengths(row) for row in range(3)] == [(47, 33, 22), (46, 33, 21), (12, 9, 6)]
+    assert together.steps[0].cache_lengths == (47, 33, 22)
+    kept = [p.last.kept_positions(row) for row in range(3)]
+    for number, row in enumerate(PARTING):
+        assert p.generate(row, 8, stop_at_eos=False).tokens[0] == together.tokens[number]
+        assert p.last.kept_positions() == kept[number]
+    assert generated(p, PARTING) == together.tokens
+
+
+@pytest.mark.parametrize("selector", ["norm", "attention", "random"])
+def test_a_batch_that_parts_is_judged_one_precision_up_with_the_same_choice(selector: str) -> None:
+    """The choice is replayed in float64, where a filler stands for padding that is gone."""
+    p = pruned(selector=selector)
+    rows = [row + ids(4, seed=9) for row in PARTING]
+    starts = [len(row) for row in PARTING]
+    low = p.score_batch(rows, starts)
+    before = [p.last.kept_positions(row) for row in range(3)] if p.last else []
+    with p.raised():
+        high = p.score_batch(rows, starts)
+    assert p.last is not None
+    assert p.last.replayed
+    assert [p.last.kept_positions(row) for row in range(3)] == before
+    for a, b in zip(low, high, strict=True):
+        torch.testing.assert_close(
+            a.logits.rows(0, 4).double(), b.logits.rows(0, 4).double(), rtol=1e-3, atol=1e-3
         )
 
 
@@ -478,3 +518,27 @@ def test_routers_that_saw_fewer_tokens_leave_no_routes(family: str, schedule: An
     p = pruned(family, schedule=schedule)
     assert p.score(ids(44), 40).routes is None
     assert p.score(ids(9), 5).routes is not None  # the control: nothing is dropped from five tokens
+
+
+def test_shipped_scorers_prune_as_they_were_trained():
+    """No schedule given: that of the scorers, which are found by the built-in's name; another model has none."""
+    long = tr.load("builtin:long", dtype="float32")
+    given = tr.Schedule.of(Scorer.load("builtin:long").schedule)
+    assert given.layers == (1, 2, 3)
+    for runner in (tr.Pruned(long, "builtin:long"), pruned_named("pruned", long)):
+        assert runner.schedule == given
+        assert runner.selector.name == "learned"
+    assert schedule_of(long, None, None, scorer="builtin:long") == given
+    with pytest.raises(
+        ConfigError, match="prunes at layer 4"
+    ):  # other layers that are asked for are not replaced
+        tr.Pruned(long, "builtin:long", schedule=schedule_of(long, 0.9, None, scorer="builtin:long"))
+    assert shipped_scorer(tr.load("builtin:amateur")) is None
+    assert shipped_scorer(long) == "builtin:long"
+
+
+def test_scorers_without_a_schedule_get_the_papers():
+    model = tr.load("builtin:long", dtype="float32")
+    scorer = Scorer.new(model, (4, 7, 10))
+    assert scorer.schedule is None
+    assert tr.Pruned(model, scorer).schedule == tr.Schedule.geometric(12)

@@ -57,7 +57,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run(name: str, weaker: str | None, plan: Plan, out: Path, human: Console) -> dict[str, Any]:
-    """Run the five steps, print and write each, and return the record."""
+    """Run the six steps, print and write each, and return the record."""
     import time
     from functools import partial
 
@@ -66,6 +66,7 @@ def run(name: str, weaker: str | None, plan: Plan, out: Path, human: Console) ->
     from twinrun.cli import demo_steps as steps
     from twinrun.cli import demo_twins
     from twinrun.cli.demo_diffusion import filled
+    from twinrun.cli.demo_prune import pruned
     from twinrun.cli.demo_text import answer_problems, choose_text, pace
     from twinrun.records.write import write_text
     from twinrun.runners.recompute import Recompute
@@ -92,9 +93,11 @@ def run(name: str, weaker: str | None, plan: Plan, out: Path, human: Console) ->
     with progress(2, "planting faults") as (bar, task):
         faults = steps.faults(half, reference, text, partial(_tick, bar, task))
     show.faults(human, faults)
-    canvas = filled()
-    show.filled(human, canvas)
-    record = steps.record(expert, small, text, twins, contrast, faults, canvas)
+    more = {"diffusion": filled()}
+    show.filled(human, more["diffusion"])
+    more["prune"] = pruned()
+    show.pruned(human, more["prune"])
+    record = steps.record(expert, small, text, twins, contrast, faults, more)
     record["seconds"] = time.perf_counter() - began
     show.end(human, record, show.write(record, out))
     return record

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from twinrun.bench.timing import PairedRatio, Timing
 from twinrun.cli.common import open_model
 from twinrun.cli.demo_text import SEED
-from twinrun.cli.demo_twins import lean
+from twinrun.cli.demo_twins import lean, speed_of
 from twinrun.cli.diffuse_compare import OURS, THEIRS, Compared, Twin, compare
 from twinrun.diffusion.commit import Threshold
 from twinrun.diffusion.diffusion import Diffusion
@@ -62,12 +61,7 @@ def _rows(found: Compared) -> list[dict[str, Any]]:
     plain = {
         "candidate": found.theirs.runner, "verdict": "reference", "dtype": found.theirs.dtype,
         "ratio_max": None, "ratio_rms": None, "kl_mean": None,
-        "speed": _speed(found.times[THEIRS], found.noise),
+        "speed": speed_of(found.times[THEIRS], found.noise),
     }  # fmt: skip
-    speed = _speed(found.times[OURS], found.speed_up)
+    speed = speed_of(found.times[OURS], found.speed_up)
     return [plain, {**lean(found.verdict), "speed": speed}]
-
-
-def _speed(timing: Timing, gain: PairedRatio) -> dict[str, Any]:
-    factors = {"median": gain.median, "p10": gain.p10, "p90": gain.p90}
-    return {**timing.to_json(), **{f"speed_up_{key}": value for key, value in factors.items()}}

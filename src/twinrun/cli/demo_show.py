@@ -107,6 +107,22 @@ def filled(human: Console, found: dict[str, Any]) -> None:
     human.print(Words(f"{verdict['verdict']}: {verdict['reason']}", "dim"))
 
 
+def pruned(human: Console, found: dict[str, Any]) -> None:
+    """Print what each layer was left with, and both answers."""
+    _head(
+        human, "6. Prompt pruning: trained scorers drop two thirds of a prompt on its way through the layers"
+    )
+    human.print(tables.verdict_table(found["twins"]["rows"]))
+    lengths = ", ".join(map(str, found["layer_lengths"]))
+    human.print(Words(f"tokens of the prompt in each layer: {lengths}", "dim"))
+    human.print(Words(found["question"], "dim"))
+    for way in found["ways"]:
+        word = "right" if way["is_right"] else "WRONG"
+        human.print(Words(f"{way['runner']}: {way['text']} ({word})", "dim"))
+    verdict = found["twins"]["rows"][1]
+    human.print(Words(f"{verdict['verdict']}: {verdict['reason']}", "dim"))
+
+
 def write(record: dict[str, Any], out: Path) -> Path:
     """Write records, plots and the page, each whole or not at all; returns the page."""
     for twin in record["twins"]:

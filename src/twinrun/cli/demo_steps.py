@@ -62,19 +62,21 @@ def record(
     twins: list[dict[str, Any]],
     contrast: dict[str, Any],
     faults: list[dict[str, Any]],
-    canvas: dict[str, Any],
+    more: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
-    """Put the whole demo into one record, with the outcome in words."""
+    """Put the whole demo into one record, with the outcome in words; `more` has the steps with models of their own."""
     wrong = [
         f"{t['dtype']} {row['candidate']} is different"
-        for t in [*twins, canvas["twins"]]
+        for t in [*twins, *(step["twins"] for step in more.values())]
         for row in t["rows"]
         if row["verdict"] == "different"
     ]
+    ways = more["prune"]["ways"]
+    wrong += [f"the answer of {way['runner']} is wrong" for way in ways if not way["is_right"]]
     wrong += [f"the planted fault {f['name']} was not caught" for f in faults if not f["caught"]]
     wrong += [] if faults else ["no fault could be planted in this model"]
     good = (
-        "Every fast path is the same model up to rounding, the lossy one is inside its budget, and every planted "
+        "Every fast path is the same model up to rounding, the lossy ones are inside their budgets, and every planted "
         "fault was caught."
     )
     return {
@@ -88,7 +90,7 @@ def record(
         "twins": twins,
         "contrast": contrast,
         "faults": faults,
-        "diffusion": canvas,
+        **more,
         "env": environment(),
     }
 

@@ -34,17 +34,8 @@ def twins(model: Model, reference: Remembered, text: Text, plan: Plan, tick: Tic
     tick(f"{plain.dtype}: timing all ways in turns")
     cost = 2 * verdicts[0].seconds["reference"] + sum(v.seconds["candidate"] for v in verdicts)
     times = _timed([plain, *fast], text, plan, cost)
-    first = {
-        "candidate": plain.name,
-        "verdict": "reference",
-        "dtype": plain.dtype,
-        "ratio_max": None,
-        "ratio_rms": None,
-        "kl_mean": None,
-        "speed": _speed(times[plain.name], noise(times)),
-    }
     rows = [
-        {**lean(v), "speed": _speed(times[v.candidate], ratio(times[plain.name], times[v.candidate]))}
+        {**lean(v), "speed": speed_of(times[v.candidate], ratio(times[plain.name], times[v.candidate]))}
         for v in verdicts
     ]
     return {
@@ -52,7 +43,20 @@ def twins(model: Model, reference: Remembered, text: Text, plan: Plan, tick: Tic
         "repeats": times[plain.name].repeats,
         "noise": noise(times).to_json(),
         "seconds_again": times[plain.name + AGAIN].to_json(),
-        "rows": [first, *rows],
+        "rows": [first_row(plain, times), *rows],
+    }
+
+
+def first_row(plain: ModelRunner, times: dict[str, Timing]) -> dict[str, Any]:
+    """The row of the reference: no verdict, and its own time against itself."""
+    return {
+        "candidate": plain.name,
+        "verdict": "reference",
+        "dtype": plain.dtype,
+        "ratio_max": None,
+        "ratio_rms": None,
+        "kl_mean": None,
+        "speed": speed_of(times[plain.name], noise(times)),
     }
 
 
@@ -63,19 +67,20 @@ def lean(verdict: Verdict) -> dict[str, Any]:
 
 def _timed(runners: list[ModelRunner], text: Text, plan: Plan, round_seconds: float) -> dict[str, Timing]:
     """Time all ways in turns. They have just run for their verdicts, so nothing is left to warm up."""
-    arms = {runner.name: partial(_score_fully, runner, text) for runner in runners}
+    arms = {runner.name: partial(score_fully, runner, text) for runner in runners}
     fewest, most = plan.rounds
     rounds = min(most, max(fewest, int(plan.rounds_seconds / round_seconds)))
     return interleave(arms, repeats=rounds, warmups=0)
 
 
-def _score_fully(runner: ModelRunner, text: Text) -> None:
+def score_fully(runner: ModelRunner, text: Text) -> None:
     """Score the text down to its log-probabilities, so that no way leaves its head for later."""
     scores = runner.score(text.ids, text.start)
     with torch.inference_mode():
         token_stats(scores.logits, scores.next_ids, top_k=1)
 
 
-def _speed(timing: Timing, speed_up: PairedRatio) -> dict[str, Any]:
+def speed_of(timing: Timing, speed_up: PairedRatio) -> dict[str, Any]:
+    """Seconds and factors as the verdict tables take them."""
     factors = {"median": speed_up.median, "p10": speed_up.p10, "p90": speed_up.p90}
     return {**timing.to_json(), **{f"speed_up_{key}": value for key, value in factors.items()}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -31,6 +32,13 @@ def register(app: typer.Typer) -> None:
             )
         out = console(as_json)
         out.print(table)
+        for row in rows:
+            if row["scorer_layers"]:
+                layers = ", ".join(map(str, row["scorer_layers"]))
+                out.print(
+                    f"builtin:{row['name']} has trained scorers for layers {layers}: `--runner pruned`, "
+                    f"`--scorer builtin:{row['name']}`, tr.Pruned(m, 'builtin:{row['name']}')."
+                )
         out.print(
             "Besides these: any checkpoint folder or hub name of a transformers causal LM, or of LLaDA or Dream."
         )
@@ -72,4 +80,11 @@ def _describe(name: str) -> dict[str, Any]:
         "problems": skill.get("problems"),
         "problems_of": skill.get("problems_of"),
         "bits_per_byte": report["text"]["bits_per_byte"],
+        "scorer_layers": _scorer_layers(folder),
     }
+
+
+def _scorer_layers(folder: Path) -> list[int] | None:
+    """Layers that the scorers beside a model are for, or None."""
+    facts = folder / "scorer" / "scorer.json"
+    return list(json.loads(facts.read_text())["layers"]) if facts.is_file() else None

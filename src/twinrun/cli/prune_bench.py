@@ -129,7 +129,17 @@ def _sides(
 ) -> dict[str, Any]:
     """The whole prompt first, then one side a ratio."""
     from twinrun.errors import ConfigError
-    from twinrun.quality.sides import LEARNED, NONE, ORACLE, pruned_side, schedule_of
+    from twinrun.prune.scorer import shipped_scorer
+    from twinrun.quality.sides import (
+        EVERY,
+        FIRST,
+        LEARNED,
+        NONE,
+        ORACLE,
+        pruned_side,
+        schedule_of,
+        stages_json,
+    )
     from twinrun.runners.kvcache import KVCache
 
     (scorer, selector), (keep, text, first, every) = who, how
@@ -139,14 +149,18 @@ def _sides(
         raise ConfigError(
             "the oracle needs the right answer, which a timed prompt has not; `twinrun prune eval` takes it"
         )
+    if selector == LEARNED and scorer is None:
+        scorer = shipped_scorer(model)
     chosen = LEARNED if scorer is not None else selector or "recency"
-    ratios: list[float | None] = [None] if text is not None else [*(keep or KEEP)]
+    is_own = scorer is not None and not keep and (first, every) == (FIRST, EVERY)
+    ratios: list[float | None] = [None] if text is not None or is_own else [*(keep or KEEP)]
     if text is not None and keep:
         raise ConfigError("--schedule and --keep both say how much is kept; give one of them")
     sides: dict[str, Any] = {NONE: KVCache(model)}
     for ratio in ratios:
-        schedule = schedule_of(model, ratio, text, first, every)
-        name = f"{chosen} {text}" if ratio is None else f"{chosen} {ratio:g}"
+        schedule = schedule_of(model, ratio, text, first, every, scorer)
+        spelled = ",".join(f"{layer}:{share:g}" for layer, share in stages_json(schedule).items())
+        name = f"{chosen} {spelled}" if ratio is None else f"{chosen} {ratio:g}"
         if name in sides:
             raise ConfigError(f"--keep {ratio:g} is given twice; give each ratio once")
         sides[name] = pruned_side(model, chosen, schedule, scorer, **settings)

@@ -34,6 +34,8 @@ EPILOG = """Examples:
 
 twinrun prune eval builtin:expert --task niah_single --lengths 256 --items 2 --selector random --schedule 1:0.5
 
+twinrun prune eval builtin:long --selector learned --task niah_single --lengths 512 --digits 5 --begin '<|endoftext|>'
+
 twinrun prune eval Qwen/Qwen2.5-7B-Instruct --scorer scorers --task ruler --lengths 4096 8192 --out quality
 
 twinrun prune eval ./model --task longbench:multi_news --data LongBench/data --lengths 3500 --keep 0.8
@@ -49,7 +51,7 @@ SelectorsOption = Annotated[
     list[str] | None,
     typer.Option(
         "--selector",
-        help="learned (with --scorer), random, recency, norm, attention, oracle, press:NAME; repeat",
+        help="learned (--scorer, or those of a built-in), random, recency, norm, attention, oracle, press:NAME; repeat",
     ),
 ]
 TaskOption = Annotated[
@@ -74,6 +76,9 @@ OutOption = Annotated[
     typer.Option("--out", "-o", help="folder for answers.N.jsonl, quality.json, quality.md, quality.png"),
 ]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="go on with the answers that --out holds")]
+StartOption = Annotated[
+    str, typer.Option("--begin", "--start", help="text before every prompt: a start token, say")
+]
 AnswerOption = Annotated[int | None, typer.Option(help="tokens an answer may have (default: the task's own)")]
 DigitsOption = Annotated[int | None, typer.Option(help="digits of a number to find (default: RULER's)")]
 
@@ -99,7 +104,7 @@ def register(app: typer.Typer) -> None:
         batch: Annotated[int, typer.Option(help="items run together, padded on the left")] = 1,
         digits: DigitsOption = None,
         answer_tokens: AnswerOption = None,
-        start: Annotated[str, typer.Option(help="text before every prompt: a start token, say")] = "",
+        start: StartOption = "",
         chat: Annotated[str, typer.Option(help="LongBench's chat wrap: auto, on or off")] = "auto",
         data: DataOption = None,
         seed: Annotated[int, typer.Option(help="of items, intervals and the random selector")] = 0,
@@ -151,6 +156,7 @@ def _sides(
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """The whole prompt first, then a side a selector; and what a request says of each."""
     from twinrun.errors import ConfigError
+    from twinrun.prune.scorer import shipped_scorer
     from twinrun.quality.sides import LEARNED, NONE, pruned_side, schedule_of, stages_json
     from twinrun.runners.kvcache import KVCache
 
@@ -160,7 +166,9 @@ def _sides(
         raise ConfigError(
             "--scorer is given and no --selector learned uses it; add that, or leave out --scorer"
         )
-    schedule = schedule_of(model, *how)
+    if scorer is None and LEARNED in names:
+        scorer = shipped_scorer(model)
+    schedule = schedule_of(model, *how, scorer)
     sides: dict[str, Any] = {NONE: KVCache(model)}
     labels: dict[str, dict[str, Any]] = {NONE: {}}
     for name in names:

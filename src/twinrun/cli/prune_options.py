@@ -11,7 +11,10 @@ ScorerOption = Annotated[
 ]
 ScheduleOption = Annotated[
     str | None,
-    typer.Option("--schedule", help="layer:share pairs, 4:0.7,7:0.5,10:0.35; a whole number is tokens"),
+    typer.Option(
+        "--schedule",
+        help="layer:share pairs, 4:0.7,7:0.5,10:0.35; a whole number is tokens (default: the scorers' own)",
+    ),
 ]
 FirstOption = Annotated[int, typer.Option("--first", help="first layer that prunes, from 0 (with --keep)")]
 EveryOption = Annotated[int, typer.Option("--every", help="layers from one stage to the next (with --keep)")]

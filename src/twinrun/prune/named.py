@@ -18,7 +18,7 @@ from twinrun.errors import ConfigError, near_names
 from twinrun.models.model import Model
 from twinrun.prune.pruned import Pruned
 from twinrun.prune.schedule import Schedule
-from twinrun.prune.scorer import scorer_folder
+from twinrun.prune.scorer import shipped_scorer
 
 KIND = "pruned"
 SHAPE = ("ratio", "first", "every")
@@ -45,10 +45,9 @@ def pruned_named(name: str, model: Model) -> Pruned:
         raise ConfigError(f"{name!r} gives a schedule and {', '.join(shape)}; give one or the other")
     if shape:
         given["schedule"] = Schedule.geometric(len(model.layout.layers), **shape)
-    if selector is None and "scorer" not in given and model.name.startswith("builtin:"):
-        folder = scorer_folder(model.name)
-        if folder.is_dir():
-            given["scorer"] = folder
+    shipped = shipped_scorer(model)
+    if selector is None and "scorer" not in given and shipped is not None:
+        given["scorer"] = shipped
     return Pruned(model, given.pop("scorer", None), selector=selector, **given)
 
 

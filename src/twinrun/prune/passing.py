@@ -19,7 +19,7 @@ from twinrun.models.layer_inputs import (
     take_positions,
 )
 from twinrun.models.rotary import attention_kind
-from twinrun.prune.choice import choose
+from twinrun.prune.choice import choose, left, slots_of
 from twinrun.prune.prefill import Prefill, StageLog
 from twinrun.prune.prompt import Prompt
 from twinrun.prune.protection import Protection
@@ -110,9 +110,8 @@ class PrefillPass:
         new = {} if self._at is None else self._cut(call.named)
         if keep != self._counts:
             slots = self._slots(call, {**call.named, **new}, keep)
-            hidden = take(call.hidden, slots)
-            self._at = slots if self._at is None else self._at.gather(1, slots)
-            self._positions = take(self._positions, slots)
+            hidden = take(call.hidden, slots.clamp(min=0))
+            self._at, self._positions = left(slots, self._at, self._positions)
             self._counts, self._cuts = keep, Cuts()
             self.record.stages[-1].at = self._at
             new = {**self._cut(call.named), call.inputs.names[0]: hidden}
@@ -124,7 +123,7 @@ class PrefillPass:
         number = len(self.record.stages)
         if call.layer in self._replay:
             wanted = self._replay[call.layer].to(self._positions.device)
-            slots = wanted if self._at is None else torch.searchsorted(self._at, wanted)
+            slots = wanted if self._at is None else slots_of(wanted, self._at)
         else:
             scores = self._rule.selector.score(self._seen(call, handed, number))
             scores = scores.to(self._positions.device)

@@ -36,9 +36,10 @@ class Pruned(KVCache):
 
     Args:
         model: what `twinrun.load` returns: a causal model with full attention in every layer.
-        scorer: trained scorers, or the folder of such; None where `selector` is given.
+        scorer: trained scorers, or the folder of such, or "builtin:long"; None where `selector` is given.
         selector: "random", "recency", "norm", "attention", "press:NAME", or an object with `name` and `score(seen)`.
-        schedule: `{layer: keep}` or a `Schedule`; None is the paper's, `Schedule.geometric(num_layers)`.
+        schedule: `{layer: keep}` or a `Schedule`; None is the one that the scorers were trained for, else the paper's,
+            `Schedule.geometric(num_layers)`.
         protect_first: tokens at the beginning of each prompt that are never dropped.
         protect_last: the same at its end: a float is a share of the prompt, an int a number of tokens.
         seed: of the random selector.
@@ -83,7 +84,8 @@ class Pruned(KVCache):
             scorer = Scorer.load(scorer, model)
         self.selector = build_selector(selector, scorer, model, seed)
         depth = len(model.layout.layers)
-        self.schedule = Schedule.geometric(depth) if schedule is None else Schedule.of(schedule)
+        given = getattr(scorer, "schedule", None) if schedule is None else schedule
+        self.schedule = Schedule.geometric(depth) if given is None else Schedule.of(given)
         self.schedule.check(depth)
         self.protection = Protection(first=protect_first, last=protect_last)
         check = getattr(self.selector, "check", None)

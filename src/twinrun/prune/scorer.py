@@ -251,6 +251,17 @@ def scorer_folder(name: str | Path) -> Path:
     )
 
 
+def shipped_scorer(model: Model) -> str | None:
+    """Name of the scorers that come with a built-in model, as `Scorer.load` takes it; None where there are none.
+
+    Example:
+        >>> shipped_scorer(load("builtin:long")), shipped_scorer(load("builtin:expert"))
+        ('builtin:long', None)
+    """
+    is_there = model.name.startswith("builtin:") and (scorer_folder(model.name) / FACTS).is_file()
+    return model.name if is_there else None
+
+
 def _flops(tokens: int, layers: int, width: int, hidden: int) -> int:
     return 2 * tokens * layers * hidden * (width + 1)
 

@@ -40,19 +40,35 @@ def parse_schedule(text: str) -> dict[int, float | int]:
     return found
 
 
+FIRST, EVERY = 4, 3
+"""Layers of the paper's schedule."""
+
+
 def schedule_of(
-    model: Model, ratio: float | None, text: str | None, first: int = 4, every: int = 3
+    model: Model,
+    ratio: float | None,
+    text: str | None,
+    first: int = FIRST,
+    every: int = EVERY,
+    scorer: str | None = None,
 ) -> Schedule:
     """The schedule that is spelled out in `text`, or the paper's with `ratio` (None: 0.9).
 
+    Where neither these nor other layers are given, scorers are used with the schedule that they were trained for.
+
     Raises:
         ConfigError: both are given, or stages that the model does not have.
+        CheckpointError: `scorer` is no folder of scorers.
     """
     if text is not None and ratio is not None:
         raise ConfigError("a schedule and a keep ratio both say how much is kept; give one of them")
     depth = len(model.layout.layers)
+    is_open = text is None and ratio is None and (first, every) == (FIRST, EVERY)
+    own = Scorer.load(scorer).schedule if scorer is not None and is_open else None
     if text is not None:
         schedule = Schedule.of(parse_schedule(text))
+    elif own is not None:
+        schedule = Schedule.of(own)
     else:
         schedule = Schedule.geometric(depth, ratio=0.9 if ratio is None else ratio, first=first, every=every)
     schedule.check(depth)
@@ -77,7 +93,7 @@ def pruned_side(
     """
     if (selector == LEARNED) != (scorer is not None):
         raise ConfigError(
-            "the selector 'learned' needs trained scorers; give their folder (--scorer DIR)"
+            "the selector 'learned' needs trained scorers; give their folder, or builtin:NAME (--scorer DIR)"
             if scorer is None
             else f"a scorer is given and the selector is {selector!r}; give selector 'learned', or no scorer"
         )
@@ -117,7 +133,8 @@ def runner_named(model: Model, name: str, options: Mapping[str, Any]) -> ModelRu
         model,
         None if ratio is None else float(ratio),
         None if text is None else str(text),
-        int(given.pop("first", 4)),
-        int(given.pop("every", 3)),
+        int(given.pop("first", FIRST)),
+        int(given.pop("every", EVERY)),
+        scorer,
     )
     return pruned_side(model, str(selector), schedule, scorer, **given)

@@ -68,6 +68,8 @@ def quality_tables(record: dict[str, Any]) -> list[Table]:
     return found
 
 
+NOTHING = 0.05
+"""Score of the first side below which a task says nothing."""
 PAIR_HEADS = ("side", "against", "difference", "95 % interval", "better / worse / same", "sign test")
 
 
@@ -82,6 +84,18 @@ def quality_notes(record: dict[str, Any]) -> list[str]:
         "kept: mean over the layers of the prompt tokens in the cache after the prefill, then in the last layer",
         INTERVALS,
     ]
+    first = request["sides"][0]["name"]
+    cells = [c for c in record["cells"] if c["side"] == first and c["items"]]
+    worst = {c["task"]: 0.0 for c in cells}
+    for c in cells:
+        worst[c["task"]] = max(worst[c["task"]], c["score"])
+    lost = [task for task, best in worst.items() if best < NOTHING]
+    if lost:
+        notes.append(
+            f"{first} is itself right in under {percent(NOTHING, 0)} % of {', '.join(lost)}: "
+            "nothing can be lost there. The model cannot do it, or is asked otherwise than it was trained (--digits, "
+            "--begin, --answer-tokens, --chat)"
+        )
     failed = {
         (c["side"], c["task"], c["length"]): c["reason"] for c in record["cells"] if c["status"] != "done"
     }

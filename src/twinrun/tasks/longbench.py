@@ -145,11 +145,13 @@ def longbench_items(task: str, data: str | Path, limit: int | None = None) -> li
     """
     kind = longbench_task(task)
     found: list[LongItem] = []
+    given = Path(data).name
+    source = given if given.endswith(".jsonl") else f"{task}.jsonl"
     for number, line in enumerate(_lines(task, data), 1):
         if limit is not None and len(found) >= limit:
             break
         if line.strip():
-            found.append(_item(kind, line, number, len(found)))
+            found.append(_item(kind, line, f"line {number} of {source}", len(found)))
     if not found:
         raise ConfigError(f"{data} holds no item of {task}; give the folder with the official files")
     return found
@@ -233,8 +235,7 @@ def _from_hub() -> Path:
         ) from error
 
 
-def _item(task: LongTask, line: str, number: int, index: int) -> LongItem:
-    where = f"line {number} of {task.name}.jsonl"
+def _item(task: LongTask, line: str, where: str, index: int) -> LongItem:
     try:
         row: dict[str, Any] = json.loads(line)
         given = {name: row[name] for name in FIELDS}
