@@ -32,7 +32,7 @@ from torch import Tensor
 import twinrun as tr
 from twinrun.bench.memory import peak_extra_bytes
 from twinrun.bench.timing import AGAIN, Timing, interleave, noise, ratio
-from twinrun.contrast.select import ANSWER_BLOCK
+from twinrun.contrast.select import ANSWER_BLOCK, ANSWER_CALL
 from twinrun.numerics.blocks import log_softmax, row_blocks
 
 ABOUT = "the amateur on one answer: one forward, against the ways that run it on every prefix"
@@ -92,8 +92,10 @@ class Amateur:
         block = None
         for scores in self._single.score_batch(rows, [self.start] * len(rows)):
             with torch.inference_mode():
-                for _, (logits,) in row_blocks(scores.logits, block_bytes=ANSWER_BLOCK):
+                blocks = row_blocks(scores.logits, block_bytes=ANSWER_BLOCK, head_blocks=ANSWER_CALL)
+                for _, (logits,) in blocks:
                     block = log_softmax(logits)
+                    del logits  # before the next call of the head makes new ones
         return block
 
     def _strata(self, count: int) -> list[int]:

@@ -113,7 +113,7 @@ def arm_result(config: Config, arm: Arm, items: Sequence[ExamItem]) -> dict[str,
         say(f"training {arm.name}: {settings.steps} steps")
         began = time.perf_counter()
         training = train(model, store, folder, settings, is_right=is_right).to_json()
-        training["seconds_this_sitting"] = time.perf_counter() - began
+        training |= {"folder": folder.name, "seconds_this_sitting": time.perf_counter() - began}
         model = open_adapted(tr.load("builtin:expert", dtype="float32"), folder)
     say(f"{arm.name} answers {len(items)} problems")
     answers = answer_all(model, items, AnswerSettings(max_new_tokens=160, batch_size=100))

@@ -36,7 +36,7 @@ RUNNERS: dict[str, Callable[[tr.Model], Any]] = {"kv-cache:dynamic": tr.KVCache,
 CANVASES: dict[str, Callable[[tr.Model], Any]] = {
     "diffusion": tr.Diffusion,
     "diffusion:dual+skip": lambda m: tr.Diffusion(
-        m, cache="dual", skip=tr.TokenSkip.for_depth(m.layout.num_layers)
+        m, cache="dual", skip=tr.TokenSkip.for_depth(m.config.num_hidden_layers)
     ),
 }
 PROMPT = "Tom has 3 apples and buys 4 more. How many apples does Tom have?"

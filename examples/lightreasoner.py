@@ -9,7 +9,9 @@ from twinrun.contrast.plan import Plan
 from twinrun.contrast.problems import read_questions
 from twinrun.contrast.sampler import Sampler
 from twinrun.contrast.settings import SampleSettings
-from twinrun.faults.sampling import SAMPLING_FAULTS, judge_sampling
+from twinrun.faults.registry import FAULTS, get_fault
+from twinrun.faults.sampled import SampledRun
+from twinrun.faults.sampling_judged import judge_run, sample_clean
 
 PROBLEMS = 8
 GREEDY = SampleSettings(batch_size=4, max_new_tokens=64)
@@ -39,12 +41,14 @@ def main() -> None:
     for words, settings in (("greedy answers", GREEDY), ("answers drawn at temperature 2", DRAWN)):
         total, same = survivors(expert, amateur, settings)
         print(f"{words}: {same} of {total} prefixes are the same ids when decoded and tokenised again")
-    data = read_questions("builtin:arithmetic", limit=PROBLEMS)
-    for name in (None, *SAMPLING_FAULTS):
-        found = judge_sampling(name, expert, amateur, data, settings=DRAWN)
-        print(f"\n{found.fault}: {'caught' if found.caught else 'nothing is wrong'}")
-        if found.finding is not None:
-            print(f"  {SAMPLING_FAULTS[found.fault].where}: {found.finding}")
+    run = SampledRun(expert, amateur, read_questions("builtin:arithmetic", limit=PROBLEMS), DRAWN)
+    verdict, _ = sample_clean(run)
+    print(f"\nno fault, stopped and continued: {verdict}")
+    for fault in (get_fault(name) for name in FAULTS):
+        if fault.way == "sampling":
+            found = judge_run(fault, run)
+            print(f"\n{fault.name}: {'caught' if found.caught else 'missed'}, named: {found.named}")
+            print(f"  {fault.where}: {found.sentence}")
 
 
 if __name__ == "__main__":

@@ -30,11 +30,12 @@ def results(record: dict[str, Any]) -> str:
         cells = [name, _words(record["results"][name]["request"], record), f"{100 * side['accuracy']:.2f} %"]
         lines.append("| " + " | ".join([*cells, _points(gap), p, _points(sft)]) + " |")
     steps = record["config"]["steps"]
+    held_out = sum(int(stratum["items"]) for stratum in record["sides"][BASE]["strata"].values())
     return "\n".join(
         [
             *lines,
             "",
-            f"{record['config']['problems']:,} training problems, {record['sides'][BASE]['items']:,} held-out ones, "
+            f"{record['config']['problems']:,} training problems, {held_out:,} held-out ones, "
             f"greedy; float32, 16 answers a step, {steps} steps where no other number stands. Differences in points. "
             f"{record['intervals']}.",
         ]

@@ -93,6 +93,7 @@ def speed() -> str:
             "",
             *([_around(record["products"]), ""] if "products" in record else []),
             *(_bar(bar) for bar in record["bars"]),
+            *(f"- no bar, {name}: {value:.1f}" for name, value in record.get("without_a_bar", {}).items()),
         ]
     )
 

@@ -42,6 +42,10 @@ assert v.culprit.kind == "positions"
 
 Faults of diffusion decoding (probe `trace`) are judged by the [trace](trace.md) of a plain run against one with the
 fault: it must find what is wrong in itself, or where the runs part, and name the right kind. Clean runs find nothing.
+
+Faults of a [training of scorers](prune-training.md) and of [training on contrast's steps](contrast-training.md) (probe
+`training`) are judged by the check that ends a training, or does not let it begin; faults of
+[sampling](contrast-sampling.md) (probe `sampling`) by a run that is stopped and continued, beside a clean whole one.
 """
 
 
@@ -75,7 +79,8 @@ def _summary(record: dict[str, Any]) -> str:
         f"{found['kinds']} kinds of fault, each in float32 and bfloat16 on a small random model that can have it: "
         f"{found['caught']} of {found['planted']} caught, {found['named']} of {found['planted']} named at the right "
         f"place.{misnamed} The same {families} families and runners without a fault: {found['clean']} runs, "
-        f"{found['false_alarms']} false alarms of verdict, blame or trace. `twinrun faults` makes this record again."
+        f"{found['false_alarms']} false alarms of verdict, blame, trace or check. "
+        "`twinrun faults --clean all` makes this record again."
     )
 
 

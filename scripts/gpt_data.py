@@ -15,6 +15,7 @@ from gpt_recipe import GPTRecipe
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from twinrun.errors import ConfigError
 from twinrun.tasks.texts import python_docs
 
 START, PAD = "<|endoftext|>", "<|pad|>"
@@ -34,7 +35,10 @@ def read_corpus(path: Path | None) -> Corpus:
     """The documentation of this Python installation, or a file: its first 90 % and pieces of the rest."""
     if path is None:
         return Corpus(python_docs("train"), python_docs("heldout"))
-    text = path.read_text("utf-8")
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--text {path} cannot be read as UTF-8 text: {error}") from None
     cut = int(len(text) * (1 - HELD_OUT_SHARE))
     rest = text[cut:]
     return Corpus([text[:cut]], [rest[i : i + PIECE_CHARS] for i in range(0, len(rest), PIECE_CHARS)])
@@ -93,7 +97,10 @@ class Windows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         row, begins = encode_all(tokenizer, texts)
         self.recipe, self.row, self.begins = recipe, torch.tensor(row), begins
         if len(row) <= recipe.block:
-            raise SystemExit(f"the text has {len(row)} tokens, fewer than one window of {recipe.block}")
+            raise ConfigError(
+                f"the text has {len(row)} tokens, fewer than one window of {recipe.block}; "
+                "lower --block or give more text"
+            )
 
     def __len__(self) -> int:
         """Number of windows, larger than any run."""

@@ -27,9 +27,10 @@ from builtin_measure import text_loss
 from builtin_recipe import MODELS, ROOT
 from builtin_trainer import Trend, finish, train
 from gpt_data import START, Corpus, Windows, new_tokenizer, read_corpus
-from gpt_recipe import GPTRecipe
+from gpt_recipe import GPTRecipe, scaled
 from transformers import PreTrainedTokenizerFast, TrainerState, set_seed
 
+from twinrun.errors import ConfigError, TwinrunError
 from twinrun.models.gpt import GPTConfig, GPTForCausalLM
 
 TREND_TEXTS = 40
@@ -99,12 +100,23 @@ def new_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 done, 2 wrong request."""
     args = new_parser().parse_args(argv)
+    try:
+        return order(args)
+    except TwinrunError as error:
+        print(f"train_gpt: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def order(args: argparse.Namespace) -> int:
+    """Train, measure and place what the options ask for."""
     given = {f.name: value for f in fields(GPTRecipe) if (value := getattr(args, f.name)) is not None}
     if args.text is not None:
         given.setdefault("name", args.text.stem)
-    recipe = GPTRecipe(**given)
+    recipe = GPTRecipe(**(scaled(given["steps"]) if "steps" in given else {}) | given)
     folder = args.build / recipe.name
     target = args.out or (MODELS / recipe.name if args.text is None else folder / "checkpoint")
+    if args.threads < 1:
+        raise ConfigError(f"--threads must be at least 1, got {args.threads}")
     torch.set_num_threads(args.threads)
     corpus = read_corpus(args.text)
     if not args.evaluate_only:
@@ -115,8 +127,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     command = ["python scripts/train_gpt.py", *(["--text", args.text.name] if args.text else [])]
     for option in fields(GPTRecipe):
-        if given.get(option.name, option.default) != option.default and option.name != "name":
-            command += [f"--{option.name.replace('_', '-')}", str(given[option.name])]
+        if getattr(recipe, option.name) != option.default and option.name != "name":
+            command += [f"--{option.name.replace('_', '-')}", str(getattr(recipe, option.name))]
     place(recipe, corpus, folder, target, " ".join(command) if not args.evaluate_only else None)
     return 0
 

@@ -16,6 +16,9 @@ TIMED = ["single_pass.py", "streamed_kl.py", "trace_cost.py", "blame_cost.py", "
          "contrast_sample.py"]  # fmt: skip
 SHAPED = ["single_pass.py", "streamed_kl.py", "blame_cost.py", "prune_prefill.py", "contrast_amateur.py"]
 """Those whose model is built from a named shape."""
+UNTIMED = ["verify_cost.py", "short_texts.py", "ring_soak.py", "memory_plan.py"]
+DIFFUSION = ["diffusion_speed.py", "diffusion_quality.py", "diffusion_answers.py", "diffusion_shape.py",
+             "diffusion_skip.py"]  # fmt: skip
 DECODE = ["decode_gpt.py", "decode_gpt2.py", "decode_qwen.py"]
 ON_CUDA = "gpu_score.py"
 KEYS = {"benchmark", "schema", "about", "quick", "config", "arms", "ratios", "bars", "bars_apply", "passed"}
@@ -78,6 +81,8 @@ def test_a_quick_run_writes_a_whole_record(script, tmp_path):
         assert 0 < found["ratio_p10"] <= found["ratio_median"] <= found["ratio_p90"]
     assert any("A/A" in name for name in record["ratios"])
     for bar in record["bars"]:
+        # A share of bytes or of seconds below zero measures nothing.
+        assert bar["value"] is None or bar["value"] >= 0
         met = bar["value"] >= bar["at_least"] if "at_least" in bar else bar["value"] <= bar["at_most"]
         assert bar["passed"] is met
     assert record["passed"] is all(bar["passed"] for bar in record["bars"])
@@ -141,8 +146,8 @@ def test_the_committed_record_is_a_full_run(script):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["verify_cost.py", "short_texts.py", "ring_soak.py", "memory_plan.py"])
-def test_the_scripts_about_verdicts_run(script: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("script", [*UNTIMED, *DIFFUSION])
+def test_the_other_scripts_run(script: str, tmp_path: Path) -> None:
     out = tmp_path / "record.json"
     done = start(script, "--quick", "--out", str(out))
     assert done.returncode == 0, done.stderr[-2000:]

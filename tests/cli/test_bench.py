@@ -168,6 +168,20 @@ def test_an_unknown_runner_is_refused_before_weights_are_read(capsys: pytest.Cap
     assert "no runner named 'x'" in run(capsys, "no/such-model", "-r", "x")[2]
 
 
+def test_every_runner_that_is_listed_can_be_timed_by_name(
+    capsys: pytest.CaptureFixture[str], folder: str
+) -> None:
+    sides = ["-r", "kv-cache:static", "-r", "kv-cache:static+captured", "-r", "kv-cache:static+packed"]
+    code, out, _ = run(capsys, folder, *sides, "--lengths", "8", *QUICK, "--dtype", "float32", "--json")
+    cells = last_record(out)["rows"][0]["cells"]
+    assert [(cell["runner"], cell["status"]) for cell in cells] == [(name, "timed") for name in sides[1::2]]
+    assert code == 0
+    assert all(cell["prefill"]["flops"] > 0 for cell in cells)
+    own, captured, packed = (cell["decode"]["flops_per_token"] for cell in cells)
+    assert 0.98 * own < captured == packed <= own  # no operation is hidden; a graph reads filled slots only
+    assert "lists all 23" in run(capsys, folder, "-r", "kv-cache:statik", "--lengths", "8")[2]
+
+
 def test_help_imports_no_torch() -> None:
     code = "import sys; from twinrun.cli.main import main; main(['bench', '--help']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0

@@ -80,6 +80,7 @@ def test_without_a_verdict_there_is_no_speed(capsys):
         (["--no-verify", "--against", "dual"], "leave one out"),
         (["--repeats", "0"], "at least 1"),
         (["--temperature", "-1"], "temperature"),
+        (["--max-kl", "-1"], "budget kl"),
     ],
 )
 def test_a_bad_request_is_one_line(capsys, more, message):

@@ -96,6 +96,7 @@ def test_flags_in_the_docs_exist() -> None:
         ("token-skip.md", "token_skip_page"),
         ("diffusion.md", "diffusion_page"),
         ("contrast-training.md", "contrast_training_page"),
+        ("decode.md", "decode_page"),
         ("prune-training.md", "prune_training_page"),
     ],
 )

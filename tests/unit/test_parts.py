@@ -15,6 +15,7 @@ from transformers import (
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from twinrun.errors import UnsupportedModelError
+from twinrun.models.lean import tables
 from twinrun.models.model import Model
 from twinrun.models.parts import Parts, Slots
 
@@ -135,3 +136,32 @@ def test_a_model_without_rotary_positions_is_refused():
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=53, n_embd=32, n_layer=2, n_head=2, n_positions=64))
     with pytest.raises(UnsupportedModelError, match="piece by piece: its body has no"):
         Parts(Model(gpt2.eval()))
+
+
+def test_a_pre_hook_that_only_looks_is_called_and_stops_nothing():
+    """The trace's own: what it is shown is what the layer's call would have shown it."""
+    parts = Parts(bidirectional())
+    layer, seen = parts._layers[0], []
+
+    def look(_layer, args, kwargs):
+        seen.append((args[0], kwargs))
+
+    look.only_looks = True
+    ids = torch.tensor([[3, 4, 5]])
+    with torch.inference_mode():
+        hidden = parts.embed(ids)
+        rotary = parts.rotary(hidden, torch.arange(3)[None])
+        plain = parts.layer(0, hidden, rotary, None, None)
+        undo = layer.register_forward_pre_hook(look, with_kwargs=True)
+        shown = parts.layer(0, hidden, rotary, None, None)
+        layer(hidden, attention_mask=None, position_embeddings=rotary, past_key_values=None,
+              use_cache=False, is_causal=False)  # fmt: skip
+        assert parts._lean[0](hidden, tables(rotary), None, None) is not None
+        undo.remove()
+        look.only_looks = False
+        layer.register_forward_pre_hook(look, with_kwargs=True)
+        assert parts._lean[0](hidden, tables(rotary), None, None) is None, "the control"
+    assert torch.equal(plain, shown)
+    (by_lean, given), (by_layer, theirs) = seen
+    assert by_lean is by_layer is hidden
+    assert given == theirs

@@ -160,15 +160,45 @@ def test_a_text_file_becomes_a_checkpoint_with_a_card(
     ("wrong", "message"),
     [
         (["--level", "word"], "byte or char"),
+        (["--norm", "sandwich"], "pre or post"),
         (["--block", "30"], "multiple of 4"),
         (["--block", "8192"], "fewer than one window"),
+        (["--width", "30", "--heads", "4"], "multiple of --heads"),
+        (["--steps", "0"], "--steps must be at least 1"),
+        (["--steps", "10", "--decay-steps", "20"], "must fit into"),
+        (["--learning-rate", "-1"], "--learning-rate"),
+        (["--threads", "0"], "--threads"),
+        (["--text", "no such file"], "cannot be read"),
     ],
 )
-def test_a_wrong_request_is_refused(
-    script: ModuleType, text: Path, tmp_path: Path, wrong: list[str], message: str
+def test_a_wrong_request_is_refused_in_one_line(
+    script: ModuleType,
+    text: Path,
+    tmp_path: Path,
+    wrong: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with pytest.raises(SystemExit, match=message):
-        script.main(["--text", str(text), "--build", str(tmp_path), *wrong])
+    assert script.main(["--text", str(text), "--build", str(tmp_path), *wrong]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert message in said[0]
+
+
+def test_a_file_that_is_no_text_is_refused(
+    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "weights").write_bytes(b"\xff\xfe\x80" * 100)
+    assert script.main(["--text", str(tmp_path / "weights"), "--build", str(tmp_path)]) == 2
+    assert "UTF-8" in capsys.readouterr().err
+
+
+def test_a_shorter_run_keeps_the_shares_of_its_schedule(script: ModuleType) -> None:
+    """Else a falling phase of 700 steps in a run of 300 would begin nearly at its end."""
+    from gpt_recipe import scaled
+
+    assert scaled(300) == {"warmup_steps": 9, "decay_steps": 105}
+    assert scaled(2000) == {"warmup_steps": 60, "decay_steps": 700}
 
 
 def test_text_of_a_model_cannot_be_read_as_markdown(script: ModuleType) -> None:

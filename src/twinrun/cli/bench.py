@@ -163,17 +163,10 @@ def threads_set(count: int | None) -> Iterator[None]:
 def _sides(
     names: list[str], model: str, model_b: str | None, dtype: str, device: str, trust: bool
 ) -> dict[str, Any]:
-    from twinrun.errors import ConfigError, near_names
     from twinrun.models.tokenizers import check_same_tokens
-    from twinrun.runners.registry import ALIASES, RUNNERS, build_runner, is_pruned, refuse_canvas
+    from twinrun.runners.registry import build_runner, refuse_unknown
 
-    bare = [ALIASES.get(n.removesuffix(SECOND), n.removesuffix(SECOND)) for n in names]
-    for name in bare:  # before weights are read
-        refuse_canvas(name)
-        if name not in RUNNERS and not is_pruned(name):
-            raise ConfigError(
-                f"no runner named {name!r}.{near_names(name, RUNNERS)} `twinrun runners` lists all {len(RUNNERS)}"
-            )
+    bare = [refuse_unknown(n.removesuffix(SECOND)) for n in names]  # before weights are read
     first = open_model(model, dtype, device, trust_remote_code=trust)
     second: Model | None = None
     if model_b is not None:

@@ -116,6 +116,9 @@ def register(app: typer.Typer) -> None:
             "early_stop": early_stop,
         }
         _check(against, verify, repeats)
+        from twinrun.verify.budget import Budget
+
+        budget = Budget(kl=max_kl, top1=min_top1)  # before a canvas is filled in
         texts = read_prompts(file, field, prompt)
         loaded = open_model(model, dtype, device)
         ours, theirs = _sides(loaded, words, against)
@@ -127,9 +130,7 @@ def register(app: typer.Typer) -> None:
 
         from twinrun.cli.diffuse_compare import Twin, compare
         from twinrun.cli.diffuse_show import show_comparison
-        from twinrun.verify.budget import Budget
 
-        budget = Budget(kl=max_kl, top1=min_top1)
         twin = Twin(ours=ours, theirs=theirs, steps=steps, call=call)
         found = compare(twin, prompts, budget, repeats)
         show_comparison(found, console(as_json))

@@ -115,10 +115,6 @@ def _add_run(group: typer.Typer) -> None:
         from twinrun.trace.trace import trace
 
         fault = None if plant is None else _traceable(plant)
-        if fault is not None and fault.way == "training":
-            raise ConfigError(
-                f"{plant} sits in a training, which has no trace; run `twinrun faults --name {plant}`"
-            )
         side = build_scorer(candidate, tried)
         if fault is not None and fault.way == "diffusion":
             side = build_scorer(candidate, broken_copy(tried))
@@ -217,8 +213,7 @@ def _traceable(name: str) -> Fault:
     from twinrun.faults.registry import get_fault
 
     fault = get_fault(name)
-    if fault.way == "training":
-        raise ConfigError(
-            f"{name} sits in a training, which has no trace; run `twinrun faults --name {name}`"
-        )
+    if fault.way not in ("causal", "diffusion"):
+        place = "sampling" if fault.way == "sampling" else "training"
+        raise ConfigError(f"{name} sits in a {place}, which has no trace; run `twinrun faults --name {name}`")
     return fault

@@ -50,8 +50,10 @@ class Plan:
             try:
                 prompts.append(sampler.prompt(question, len(prompts)))
             except ConfigError as error:
-                if not skip_bad or "exceeds the context" not in str(error):
+                if "exceeds the context" not in str(error):
                     raise
+                if not skip_bad:
+                    raise ConfigError(f"{error}, or pass --skip-bad") from error
                 bad.append(str(error))
         if not prompts:
             raise ConfigError(f"no problem is left: {bad[0]}")

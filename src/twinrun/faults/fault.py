@@ -25,8 +25,11 @@ PADDED = ("single-pass", *CACHED)
 SiteKind = Literal[
     "input ids", "positions", "mask", "cache", "module", "scores",
     "skip decision", "head input", "keys", "mask id", "prompt", "commit set",
-    "loss terms", "targets",
+    "loss terms", "targets", "samples",
 ]  # fmt: skip
+
+
+Way = Literal["causal", "diffusion", "training", "sampling", "tuning"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,7 @@ class Site:
             not). In diffusion decoding also "skip decision" (what is compared, or what is made of it), "head input"
             (states that are not final), "keys" (what is stored), "mask id" and "prompt" (what is written to the
             canvas) and "commit set" (the rule). In a training of scorers "loss terms" and "targets" (those of
-            other samples).
+            other samples). In sampling "samples" (which problems are there, and how often).
         modules: for "module" the modules that compute it, for "cache" the attention modules that store it, as paths
             in `model.core.named_modules()`. Any of them is a right answer, or any module inside it; "" means the
             whole model and not what is inside: the place behind the head. Of a fault in every layer this is
@@ -70,7 +73,8 @@ class Fault:
         needs: what a prompt or a model must have for the fault to show.
         runners: names of the runners that show it, the best one first.
         way: "causal" (scored from left to right, judged by verdict and blame), "diffusion" (decoded on a canvas,
-            judged by the trace) or "training" (scorers of prompt pruning, judged by the training check).
+            judged by the trace), "training" (scorers of prompt pruning, judged by the training check), "sampling"
+            (LightReasoner's, judged beside a clean run) or "tuning" (on its steps, judged by the training check).
         reason_against: why the fault does not exist in a model, or None.
         plant: breaks a runner inside a block.
     """
@@ -83,7 +87,7 @@ class Fault:
     site: Site
     needs: tuple[str, ...] = ()
     runners: tuple[str, ...] = ("single-pass", "kv-cache:dynamic", "kv-cache:static", "recompute")
-    way: Literal["causal", "diffusion", "training"] = "causal"
+    way: Way = "causal"
     reason_against: Callable[[Model], str | None]
     plant: Plant
 
@@ -131,14 +135,10 @@ def candidate_for(fault: Fault, model: Model, runner: str | None = None) -> Any:
             f"fault {fault.name!r} does not show in {name}; choose from {', '.join(fault.runners)}"
         )
     own = broken_copy(model)
-    if fault.way == "diffusion":
-        from twinrun.faults.canvas_runners import build_canvas_runner
+    if fault.way != "causal":
+        from twinrun.faults.subjects import build_subject
 
-        return build_canvas_runner(name, own)
-    if fault.way == "training":
-        from twinrun.faults.trainee import Trainee
-
-        return Trainee(own)
+        return build_subject(fault.way, name, own)
     if is_pruned(name):
         return build_runner(name, own)
     if name == "recompute":

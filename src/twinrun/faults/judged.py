@@ -67,8 +67,8 @@ def judge_fault(
         dtype=str(model.dtype).removeprefix("torch."),
         runner=candidate.name,
         caught=not verdict.passed,
-        by_ratio=_ratio_share(verdict),
-        by_sweep=_sweep_share(verdict),
+        by_ratio=ratio_share(verdict),
+        by_sweep=sweep_share(verdict),
         finding=verdict.findings[0] if verdict.findings else None,
         probe="" if blame is None else blame.case,
         named="nothing" if blame is None else _named(blame),
@@ -95,14 +95,16 @@ def _named(blame: Blame) -> str:
     return f"{blame.kind}: position {blame.position}" if blame.position is not None else blame.kind
 
 
-def _ratio_share(verdict: Verdict) -> float | None:
+def ratio_share(verdict: Verdict) -> float | None:
+    """How far beyond its limit the ratio is; None if it was not heard or is no number."""
     ratio = verdict.ratio
     if ratio is None or ratio.max is None or ratio.rms is None:
         return None
     return _finite(max(ratio.max / ratio.allowed_max, ratio.rms / ratio.allowed_rms))
 
 
-def _sweep_share(verdict: Verdict) -> float | None:
+def sweep_share(verdict: Verdict) -> float | None:
+    """How far beyond its limit the precision sweep is; None if it was not heard or is no number."""
     sweep = verdict.sweep
     return None if sweep.gap is None or not sweep.allowed else _finite(sweep.gap / sweep.allowed)
 

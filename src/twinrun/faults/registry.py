@@ -23,11 +23,13 @@ from twinrun.faults import (
     reuse,
     rotary,
     routers,
+    sampling,
     scales,
     scores,
     skips,
     teaching_gpt,
     trainings,
+    tunings,
 )
 from twinrun.faults.fault import Fault
 
@@ -87,6 +89,10 @@ _FACTORIES: tuple[Callable[[], Fault], ...] = (
     canvases.canvas_padding_attended,
     trainings.loss_terms_overwritten,
     trainings.targets_of_other_samples,
+    sampling.prefix_tokenised_again,
+    sampling.samples_lost_on_resume,
+    sampling.processed_scores,
+    tunings.padded_column_trained,
 )
 FAULTS: dict[str, Callable[[], Fault]] = {factory().name: factory for factory in _FACTORIES}
 

@@ -8,14 +8,12 @@ from functools import cache
 from typing import Any, Literal
 
 from twinrun.errors import ConfigError
-from twinrun.faults.canvas_judged import clean_words, judge_canvas_fault, trace_clean
 from twinrun.faults.canvas_runners import CANVAS_RUNNERS
 from twinrun.faults.fault import Fault, trusted_side
 from twinrun.faults.judged import Judged, judge_fault
 from twinrun.faults.pruning import PRUNED, cannot_be_pruned
 from twinrun.faults.registry import FAULTS, get_fault
-from twinrun.faults.trainee import TRAINEE
-from twinrun.faults.training_judged import judge_training_fault, train_clean
+from twinrun.faults.subjects import JUDGES, clean_subject
 from twinrun.models import zoo
 from twinrun.models.model import Model
 from twinrun.records.env import environment
@@ -136,8 +134,8 @@ def run_suite(
         names: faults of the registry.
         dtypes: precisions.
         families: on how many families each fault is planted, where so many can have it.
-        clean: run without a fault: "same", every (family, precision, runner) of the faults; "all", every family with
-            three runners; "none".
+        clean: run without a fault: "same", every (family, precision, runner) of the faults; "all", also every family
+            with three runners; "none".
         found: rows of an earlier run that was cut off; they are not run again.
         on_row: called after every new row.
         on_progress: called with (done, total, what).
@@ -181,12 +179,10 @@ def run_suite(
 
 
 def _judged(fault: Fault, family: str, dtype: str) -> Judged:
-    """Plant one fault in one family: verdict and blame judge it, on a canvas the trace, in a training its check."""
+    """Plant one fault in one family: verdict and blame judge it, on a canvas the trace, else a check of its own."""
     model = _model(family, dtype)
-    if fault.way == "diffusion":
-        return judge_canvas_fault(fault, model, family=family)
-    if fault.way == "training":
-        return judge_training_fault(fault, model, family=family)
+    if fault.way in JUDGES:
+        return JUDGES[fault.way](fault, model, family=family)
     cases = probes(model, max_tokens=PROBE_TOKENS)
     return judge_fault(fault, trusted_side(fault.runners[0], model), model, cases, family=family)
 
@@ -195,6 +191,7 @@ def _clean_grid(
     grid: list[tuple[Fault, str, str]], dtypes: Sequence[str], which: str
 ) -> list[tuple[str, str, str]]:
     """(family, precision, runner) to be run without a fault; families that no cached run can follow are left out."""
+    same = sorted({(family, d, fault.runners[0]) for fault, family, d in grid})
     if which == "all":
         whole = ((f, d, r) for f in zoo.FAMILIES for d in dtypes for r in zoo.CANDIDATES)
         canvases = [(f, d, r) for f in zoo.MASKED for d in dtypes for r in CANVAS_RUNNERS]
@@ -205,19 +202,17 @@ def _clean_grid(
             for d in dtypes
             if (f, "kv-cache:dynamic", d) not in zoo.KNOWN
         ]
-        return [(f, d, r) for f, d, r in whole if (f, r, d) not in zoo.KNOWN] + pruned + canvases
-    return sorted({(family, d, fault.runners[0]) for fault, family, d in grid}) if which == "same" else []
+        known = [(f, d, r) for f, d, r in whole if (f, r, d) not in zoo.KNOWN]
+        return list(dict.fromkeys([*known, *pruned, *canvases, *same]))
+    return same if which == "same" else []
 
 
 def judge_clean(family: str, dtype: str, runner: str) -> Clean:
     """Verdict and blame of a runner without a fault."""
     model = _model(family, dtype)
-    if runner in CANVAS_RUNNERS:
-        verdict_word, named = clean_words(trace_clean(model, runner))
-        return Clean(family=family, dtype=dtype, runner=runner, verdict=verdict_word, named=named)
-    if runner == TRAINEE:
-        verdict_word, named = train_clean(model)
-        return Clean(family=family, dtype=dtype, runner=runner, verdict=verdict_word, named=named)
+    told = clean_subject(model, runner)
+    if told is not None:
+        return Clean(family=family, dtype=dtype, runner=runner, verdict=told[0], named=told[1])
     sides = trusted_side(runner, model), build_runner(runner, model)
     cases = probes(model, max_tokens=PROBE_TOKENS)
     verdict = verify(*sides, cases, explain=False)

@@ -4,7 +4,7 @@ In a small model a layer is mostly Python between its products. Here the operato
 one behind the other, so its output is the same bit for bit (`tests/unit/test_lean.py`). Whatever stands in the way of
 that is looked for: another module, a forward put in another's place, training, autocast when rotary tables are made
 (`LeanLayer.look`, once a run); hooks, modes, precision and device at every call. Then the answer is None and the layer
-itself has to run.
+itself has to run. Only a pre-hook of the layer that says `only_looks = True` is no obstacle: it is called.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ def tables(rotary: tuple[Tensor, Tensor]) -> Tables:
 class LeanLayer:
     """One layer, taken apart once; what it consists of is compared with that at every call."""
 
-    __slots__ = ("_attention", "_children", "_hooks", "_kinds", "_layer", "_mlp", "_modules", "_own", "_seen")
+    __slots__ = (
+        "_attention", "_children", "_hooks", "_kinds", "_layer", "_lookers", "_mlp", "_modules", "_own", "_seen",
+    )  # fmt: skip
 
     def __init__(self, layer: nn.Module) -> None:
         """Take `layer` apart; one that is not known is never run here."""
@@ -62,6 +64,7 @@ class LeanLayer:
         self._attention: Any = None
         self._mlp: Any = None
         self._seen, self._hooks = False, tuple[Any, ...]()
+        self._lookers: dict[int, Any] = {}
         kinds = _KINDS.get(type(layer))
         self._modules: list[nn.Module] = []
         self._own: list[dict[str, Any]] = []
@@ -87,7 +90,7 @@ class LeanLayer:
 
         Cost: the products, and about forty calls of operators; looking at the modules takes some microseconds.
         """
-        if not self._seen or any(self._hooks) or _is_watched():
+        if not self._seen or any(self._hooks) or _is_watched() or not self._may_look():
             return None
         if hidden.dtype != torch.float32 or hidden.device.type != "cpu":
             return None
@@ -127,8 +130,18 @@ class LeanLayer:
             and not torch.is_autocast_enabled("cpu")
             and not torch.is_grad_enabled()
         )
-        hooks = (own[name] for own in self._own for name in ("_forward_hooks", "_forward_pre_hooks"))
-        self._hooks = (*hooks, torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
+        hooks = [own[name] for own in self._own for name in ("_forward_hooks", "_forward_pre_hooks")]
+        self._lookers = self._layer._forward_pre_hooks
+        others = (of_module for of_module in hooks if of_module is not self._lookers)
+        self._hooks = (*others, torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
+
+    def show(self, hidden: Tensor, given: dict[str, Any]) -> None:
+        """Call the hooks that only look, with what the layer was handed."""
+        for hook in self._lookers.values():
+            hook(self._layer, (hidden,), given)
+
+    def _may_look(self) -> bool:
+        return all(getattr(hook, "only_looks", False) for hook in self._lookers.values())
 
 
 def _is_watched() -> bool:

@@ -82,17 +82,15 @@ class Parts:
         """
         if mask is not None:
             mask = as_mask(self.model, mask.expand(-1, -1, hidden.shape[1], -1))
+        given = {
+            "attention_mask": mask, "position_embeddings": rotary, "past_key_values": slots,
+            "use_cache": slots is not None, "is_causal": False,
+        }  # fmt: skip
         lean = self._lean[index](hidden, self._turn(rotary), mask, slots)
         if lean is not None:
+            self._lean[index].show(hidden, given)
             return lean
-        out = self._layers[index](
-            hidden,
-            attention_mask=mask,
-            position_embeddings=rotary,
-            past_key_values=slots,
-            use_cache=slots is not None,
-            is_causal=False,
-        )
+        out = self._layers[index](hidden, **given)
         found: Tensor = out if isinstance(out, Tensor) else out[0]
         return found
 

@@ -73,13 +73,16 @@ def block_bounds(num_rows: int, vocab_size: int, block_bytes: int = BLOCK_BYTES)
         yield start, min(start + size, num_rows)
 
 
-def row_blocks(*sources: LogitRows, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[slice, list[Tensor]]]:
+def row_blocks(
+    *sources: LogitRows, block_bytes: int = BLOCK_BYTES, head_blocks: int = HEAD_BLOCKS
+) -> Iterator[tuple[slice, list[Tensor]]]:
     """Yield (rows, their logits from each source), in blocks of `block_bytes` of float32 a source.
 
-    The sources have equally many rows. The head of each is called once for `HEAD_BLOCKS` blocks.
+    The sources have equally many rows. The head of each is called once for `head_blocks` whole blocks.
     """
     num_rows, vocab = sources[0].num_rows, max(source.vocab_size for source in sources)
-    for start, stop in block_bounds(num_rows, vocab, HEAD_BLOCKS * block_bytes):
+    whole = max(1, block_bytes // (4 * vocab)) * 4 * vocab
+    for start, stop in block_bounds(num_rows, vocab, head_blocks * whole):
         logits = [source.rows(start, stop) for source in sources]
         for low, high in block_bounds(stop - start, vocab, block_bytes):
             yield slice(start + low, start + high), [part[low:high] for part in logits]

@@ -75,7 +75,7 @@ def _fitting(texts: Iterable[Mapping[str, Any]]) -> tuple[list[tuple[int, str, l
         end = max((cell.line for cell in cells), default=line) + 2
         if found and end > MOST_LINES:
             break
-        kept = f"  {len(text['chosen'])} of {len(text['tokens'])} steps kept"
+        kept = f"  {len(text['chosen'])} of {len(text['tokens'])} steps kept{'' if text['finished'] else ', cut off'}"
         name = harmless(text["prompt_id"])
         cut = COLUMNS - len(kept) - 1
         found.append((line, (name if len(name) <= cut else name[: cut - 1] + "…") + kept, cells))

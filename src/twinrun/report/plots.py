@@ -88,6 +88,7 @@ def draw_kl_histogram(axes: Axes, values: Sequence[float], beta: float = BETA) -
     axes.set_xlabel("KL(expert || amateur) at a token, nats", color=INK)
     axes.set_xscale("log")
     axes.set_yscale("symlog", linthresh=1)
+    axes.set_ylim(0, 1.6 * max([*counts, 1]))  # the tallest bar ends inside the frame
     axes.set_ylabel("tokens")
 
 

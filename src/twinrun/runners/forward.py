@@ -20,6 +20,7 @@ from twinrun.models.model import Model
 from twinrun.numerics.blocks import LogitRows, StoredLogits
 from twinrun.records.scores import Routes, Scores
 from twinrun.runners.routing import RouteRecorder
+from twinrun.runners.watched_head import WatchedHead, watching
 
 
 class TailMismatch(Exception):
@@ -109,10 +110,15 @@ class Reader:
     """Runs forwards and returns per-position features: hidden states, or logits where those cannot be streamed."""
 
     def __init__(
-        self, model: Model, caught: list[Tensor] | None, routes: RouteRecorder, keep: int = 0
+        self,
+        model: Model,
+        caught: list[Tensor] | None,
+        routes: RouteRecorder,
+        keep: int = 0,
+        head: WatchedHead | None = None,
     ) -> None:
-        """Use `reading` to get one; it sets and removes the hook that fills `caught`."""
-        self._keep = keep
+        """Use `reading` to get one; it sets and removes the hooks that fill `caught` and `head`."""
+        self._keep, self._head = keep, head
         self._model = model
         self._caught = caught
         self._newest: tuple[Tensor, Tensor] | None = None
@@ -132,6 +138,8 @@ class Reader:
     ) -> Tensor:
         """One forward; returns features `[rows, tokens, width or vocab]`."""
         last = self._keep if self._caught is None else True
+        if self._head is not None:
+            self._head.forget()
         logits = forward(self._model, ids, mask=mask, positions=positions, cache=cache, last=last)
         self.routes.end_forward(ids.shape)
         if self._caught is None:
@@ -158,9 +166,14 @@ class Reader:
         return rest[0]
 
     def check(self) -> None:
-        """Hold the newest forward's last row against head(hidden); raise `TailMismatch` unless equal bit for bit."""
+        """Hold the newest forward's last row against head(hidden); raise `TailMismatch` unless equal bit for bit.
+
+        Cost: one row through the head, which reads all of its weights; none where the head was seen to make that row.
+        """
         if self._newest is not None:
             hidden, theirs = self._newest
+            if self._head is not None and self._head.made(hidden, theirs):
+                return
             ours = self._model.logits_of(hidden)
             if ours.shape != theirs.shape or not torch.equal(ours.to(theirs.dtype), theirs):
                 raise TailMismatch
@@ -191,17 +204,22 @@ class Reader:
 
 
 @contextmanager
-def reading(model: Model, *, stream: bool = True, keep: int = 0) -> Iterator[Reader]:
+def reading(
+    model: Model, *, stream: bool = True, keep: int = 0, watch_head: bool = False
+) -> Iterator[Reader]:
     """Open a `Reader`; hooks are gone when the block ends, however it ends.
 
     `keep`: where logits cannot be streamed, how many last rows of them each forward makes; 0 is all.
+    `watch_head`: look on in each forward as the head makes its logits, which saves `Reader.check` a product.
     """
     caught: list[Tensor] | None = None
+    head: WatchedHead | None = None
     with ExitStack() as undo:
         if stream and not model.is_compiled and model.layout.streams:
             caught = []
             undo.callback(model.layout.body.register_forward_hook(catch_output(caught)).remove)
-        yield Reader(model, caught, undo.enter_context(RouteRecorder.on(model)), keep)
+            head = undo.enter_context(watching(model)) if watch_head else None
+        yield Reader(model, caught, undo.enter_context(RouteRecorder.on(model)), keep, head)
 
 
 def cache_lengths(cache: Any) -> tuple[int, ...]:

@@ -85,19 +85,29 @@ def build_runner(name: str, model: Model) -> ModelRunner:
     Raises:
         ConfigError: no such runner; names near ones and the command that lists them.
     """
-    full = ALIASES.get(name, name)
-    known = {**RUNNERS, **FAST}
-    refuse_canvas(full)
+    full = refuse_unknown(name)
     if is_pruned(full):
         from twinrun.prune.named import pruned_named  # late: pruning is built on runners
 
         return pruned_named(full, model)
-    if full not in known:
+    return {**RUNNERS, **FAST}[full].build(model)
+
+
+def refuse_unknown(name: str) -> str:
+    """Refuse what is no causal runner, before any weights are read; return its full name.
+
+    Raises:
+        ConfigError: no such runner; names near ones and the command that lists them.
+    """
+    full = ALIASES.get(name, name)
+    refuse_canvas(full)
+    known = [*RUNNERS, *FAST]
+    if full not in known and not is_pruned(full):
         raise ConfigError(
             f"no runner named {name!r}.{near_names(name, [*known, *PRUNED])} `twinrun runners` lists all "
             f"{len(known) + len(CANVAS) + len(PRUNED)}"
         )
-    return known[full].build(model)
+    return full
 
 
 def build_scorer(name: str, model: Model) -> ModelScorer:

@@ -44,7 +44,7 @@ class SinglePass(ModelRunner):
         began = time.perf_counter()
         batch = Padded.of(rows, self.model.pad_id, self.model.device)
         counts = [self.logits.rows(len(row) - start + 1) for row, start in zip(rows, starts, strict=True)]
-        with reading(self.model, stream=stream, keep=max(counts)) as read:
+        with reading(self.model, stream=stream, keep=max(counts), watch_head=True) as read:
             features = read(batch.ids, mask=batch.mask, positions=batch.position_ids)
             seconds = (time.perf_counter() - began) / len(rows)
             scores = []

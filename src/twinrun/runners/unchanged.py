@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from twinrun.models.linear_up import Up
 from twinrun.models.model import Model
 
-OURS = ("twinrun.runners.forward", "twinrun.runners.routing")
+OURS = ("twinrun.runners.forward", "twinrun.runners.routing", "twinrun.runners.watched_head")
 """Hooks from these files only look; the graph has their outputs."""
 CASTS = "twinrun.models.raised"
 """Hooks from here cast what an embedding looked up; a graph may hold that cast."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import pyarrow as pa
@@ -77,6 +77,10 @@ class Skips:
     importance: list[float | None] | None
     token_layers: int
     skipped_token_layers: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields by name; the lists are not copied."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -174,7 +178,7 @@ class CanvasStep:
     def to_json(self) -> dict[str, Any]:
         """Return everything but the tensors as plain JSON types."""
         plain = {name: getattr(self, name) for name in COLUMNS.names if name != "skips"}
-        return {**plain, "skips": None if self.skips is None else asdict(self.skips)}
+        return {**plain, "skips": None if self.skips is None else self.skips.to_json()}
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> CanvasStep:

@@ -68,6 +68,8 @@ class LayerWatch:
         self.seen.clear()
         return found
 
+    hook.only_looks = True  # type: ignore[attr-defined]  # read by `models.lean`, which then need not step aside
+
 
 @contextmanager
 def watching_layers(layers: Sequence[nn.Module]) -> Iterator[LayerWatch]:

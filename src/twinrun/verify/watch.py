@@ -32,7 +32,7 @@ class Forward:
     cache: tuple[int, ...]
     """Tokens that each layer of the cache has seen before this forward; empty without a cache."""
     slots: tuple[int, ...]
-    """Slots of each layer of the cache, -1 where it grows: no more keys than these can be read."""
+    """Slots of each layer of the cache, -1 where it grows: no more keys than these can be read. Empty in a free run."""
     pads: list[int]
     dropped: tuple[int, ...] = ()
     """Slots that each layer was spared by a pruned prefill; empty where nothing was."""
@@ -90,7 +90,7 @@ class Watch:
             width=ids.shape[1],
             starts=[past - p for p in pads],
             cache=cache,
-            slots=_slots(by_name.get("past_key_values")),
+            slots=() if self.rows is None else _slots(by_name.get("past_key_values")),
             pads=pads,
             dropped=dropped_slots(by_name.get("past_key_values")),
         )
