@@ -82,13 +82,10 @@ def test_a_selector_that_drops_the_needle_scores_lower(expert: tr.Model) -> None
     assert pair["is_clear"]
     kept = next(row for row in found.overall if row["side"] == "kind")
     assert kept["last_keep"] == pytest.approx(0.6, abs=0.02)
-    record = found.to_json()
-    assert "nothing can be lost" not in found.to_markdown()
-    hopeless = [{**c, "score": 0.0} if c["side"] == "none" else c for c in record["cells"]]
-    assert (
-        "right in under 5 % of niah_single: nothing can be lost"
-        in replace(found, cells=hopeless).to_markdown()
-    )
+    told = "right in under 5 % of niah_single: nothing can be lost"
+    assert told in found.to_markdown()  # this model cannot do the task, were it not for the marks
+    able = [{**c, "score": 0.5} if c["side"] == "none" else c for c in found.cells]
+    assert told not in replace(found, cells=able).to_markdown()
 
 
 def test_the_oracle_is_shown_the_answer(expert: tr.Model) -> None:
