@@ -19,7 +19,7 @@ from twinrun.numerics.divergence import kl_of_rows, token_stats
 
 TEXT = "Tom has 3 apples and buys 4 more. How many apples does Tom have?\n3 + 4 = 7"
 PROMPT_TOKENS, VOCAB = 131_072, 151_936
-MEASURED_TOKENS, WIDTH = (128, 256), 16
+MEASURED_TOKENS, WIDTH = (256, 512), 16
 WAYS: dict[str, Callable[[Tensor], Tensor]] = {
     "log_softmax": lambda x: torch.log_softmax(x, dim=-1),
     "softmax, then log": lambda x: torch.softmax(x, dim=-1).log(),
@@ -83,7 +83,7 @@ def hidden_states(model: tr.Model) -> Tensor:
 def print_arithmetic() -> None:
     """Bytes of the logits of one prompt; nothing is allocated."""
     block = next(stop for _, stop in block_bounds(PROMPT_TOKENS, VOCAB, BLOCK_BYTES))
-    called = next(stop for _, stop in block_bounds(PROMPT_TOKENS, VOCAB, HEAD_BLOCKS * BLOCK_BYTES))
+    called = HEAD_BLOCKS * block
     sizes = [
         ("whole prompt, half precision", PROMPT_TOKENS, 2),
         ("its float32 copy", PROMPT_TOKENS, 4),
