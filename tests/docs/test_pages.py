@@ -98,6 +98,7 @@ def test_flags_in_the_docs_exist() -> None:
         ("contrast-training.md", "contrast_training_page"),
         ("decode.md", "decode_page"),
         ("prune-training.md", "prune_training_page"),
+        ("prune.md", "prune_page"),
     ],
 )
 def test_a_page_of_numbers_is_drawn_from_its_record(page: str, name: str) -> None:
