@@ -28,7 +28,7 @@ class Arm:
         """Settings of training, float32 and one forward an optimizer step (the paper's 8 x 2 answers as 16 x 1)."""
         targets = (ALL_LINEAR,) if self.all_linear else ("q_proj", "v_proj")
         return TrainSettings(
-            method=self.method or "contrast",  # type: ignore[arg-type]  # the settings refuse any other word
+            method=self.method or "contrast",
             beta=self.beta,
             only_right=self.only_right,
             lora=LoraSettings(r=self.r, alpha=2 * self.r, targets=targets),

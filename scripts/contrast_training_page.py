@@ -6,15 +6,13 @@ python scripts/contrast_training_page.py
 
 from __future__ import annotations
 
-import json
-import re
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-RECORD = ROOT / "benchmarks" / "results" / "contrast_train.json"
-PAGE = ROOT / "docs" / "contrast-training.md"
-PLACE = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.S)
+from measured_page import DOCS, drawn, read
+
+RECORD = "contrast_train"
+PAGE = DOCS / "contrast-training.md"
 BASE = "base"
 
 
@@ -140,8 +138,8 @@ def _kept(cost: dict[str, Any]) -> str:
 
 def page() -> str:
     """The page with its tables drawn from the record."""
-    record = json.loads(RECORD.read_text("utf-8"))
-    return PLACE.sub(lambda m: f"{m[1]}{DRAWN[m[2]](record)}\n{m[3]}", PAGE.read_text("utf-8"))
+    record = read(RECORD)
+    return drawn(PAGE, {name: partial(draw, record) for name, draw in DRAWN.items()})
 
 
 if __name__ == "__main__":

@@ -5,21 +5,17 @@ python scripts/decode_page.py
 
 from __future__ import annotations
 
-import json
-import re
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
-PAGE = ROOT / "docs" / "decode.md"
-PLACE = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.S)
+from measured_page import DOCS, drawn, read
+
+PAGE = DOCS / "decode.md"
 TABLE_HEAD = ("| way | tokens a second | against | verdict |", "|---|---|---|---|")
 
 
 def measured() -> str:
     """One table a model: every way that was timed, what it is held against, and its verdict."""
-    parts = [*_gpt(_read("decode_gpt")), "", *_gpt2(_read("decode_gpt2")), "", *_qwen(_read("decode_qwen"))]
+    parts = [*_gpt(read("decode_gpt")), "", *_gpt2(read("decode_gpt2")), "", *_qwen(read("decode_qwen"))]
     return "\n".join(parts)
 
 
@@ -150,16 +146,12 @@ def _theirs(name: str) -> str:
     return name.replace("generate", "`generate`")
 
 
-def _read(name: str) -> dict[str, Any]:
-    return dict(json.loads((RESULTS / f"{name}.json").read_text("utf-8")))
-
-
 DRAWN = {"measured": measured}
 
 
 def page() -> str:
     """The page with its table drawn from the records."""
-    return PLACE.sub(lambda m: f"{m[1]}{DRAWN[m[2]]()}\n{m[3]}", PAGE.read_text("utf-8"))
+    return drawn(PAGE, DRAWN)
 
 
 if __name__ == "__main__":

@@ -9,22 +9,12 @@ python scripts/diffusion_page.py
 
 from __future__ import annotations
 
-import json
-import re
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
-PAGE = ROOT / "docs" / "diffusion.md"
-PLACE = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.S)
+from measured_page import DOCS, drawn, read
+
+PAGE = DOCS / "diffusion.md"
 RULES = {"one token a step": "", "threshold 0.9": ", threshold 0.9", "factor 1": ", factor 1"}
-
-
-def _record(name: str) -> dict[str, Any]:
-    found = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
-    assert isinstance(found, dict)
-    return found
 
 
 def _place(record: dict[str, Any]) -> str:
@@ -42,7 +32,7 @@ def _word(verdict: dict[str, Any]) -> str:
 
 def quality() -> str:
     """Answers under every refresh and rule, with the verdict on the cache."""
-    record = _record("diffusion_quality")
+    record = read("diffusion_quality")
     scores = record["accuracy"]
     lines = [
         "| block: cache | " + " | ".join(RULES) + " | verdict, mean KL (nats), same top token |",
@@ -61,7 +51,7 @@ def quality() -> str:
 
 def speed() -> str:
     """Whole decodes of the built-in model, one table a size."""
-    record = _record("diffusion_speed")
+    record = read("diffusion_speed")
     plain = {
         (r["room"], r["block"], r["early_stop"]): r["seconds_median"] for r in record["rows"] if _plain(r)
     }
@@ -133,7 +123,7 @@ def _cache_verdict(record: dict[str, Any], arm: str) -> str:
 
 def shape() -> str:
     """Estimated decodes at the shape of 0.3B."""
-    record = _record("diffusion_shape")
+    record = read("diffusion_shape")
     lines = [
         "| canvas / block, tokens a step: cache | forwards, full + block | seconds, estimated "
         "| times plain (p10 to p90) |",
@@ -146,7 +136,7 @@ def shape() -> str:
             f"{r['times_plain_p90']:.1f}) |"
         )
     words = "; ".join(f"{name} {_word(v)}" for name, v in record["verdicts"].items())
-    trained = _record("diffusion_speed")["verdicts"]
+    trained = read("diffusion_speed")["verdicts"]
     same = "; ".join(f"{name} {_word(trained[name])}" for name in record["verdicts"] if name in trained)
     return "\n".join(
         [
@@ -161,7 +151,7 @@ def shape() -> str:
 
 def answers() -> str:
     """Answers beside speed for every combination and size."""
-    record = _record("diffusion_answers")
+    record = read("diffusion_answers")
     lines = [
         "| canvas / block: setting | exact | 95 % | minus plain, 95 %, pairs | forwards, full + block "
         "| tokens a forward | tokens/s | times plain |",
@@ -185,7 +175,7 @@ DRAWN = {"quality": quality, "answers": answers, "speed": speed, "shape": shape}
 
 def page() -> str:
     """The page with its tables as the records have them."""
-    return PLACE.sub(lambda m: f"{m[1]}{DRAWN[m[2]]()}\n{m[3]}", PAGE.read_text("utf-8"))
+    return drawn(PAGE, DRAWN)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,13 @@ python scripts/prune_page.py
 
 from __future__ import annotations
 
-import json
-import re
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-RECORD = ROOT / "benchmarks" / "results" / "prune_table2.json"
-PAGE = ROOT / "docs" / "prune.md"
-PLACE = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.S)
+from measured_page import DOCS, drawn, read
+
+RECORD = "prune_table2"
+PAGE = DOCS / "prune.md"
 
 
 def table2(record: dict[str, Any]) -> str:
@@ -67,8 +65,8 @@ DRAWN = {"table2": table2}
 
 def page() -> str:
     """The page with its table drawn from the record."""
-    record = json.loads(RECORD.read_text("utf-8"))
-    return PLACE.sub(lambda m: f"{m[1]}{DRAWN[m[2]](record)}\n{m[3]}", PAGE.read_text("utf-8"))
+    record = read(RECORD)
+    return drawn(PAGE, {name: partial(draw, record) for name, draw in DRAWN.items()})
 
 
 if __name__ == "__main__":

@@ -7,15 +7,12 @@ python scripts/prune_training_page.py
 
 from __future__ import annotations
 
-import json
-import re
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
-PAGE = ROOT / "docs" / "prune-training.md"
-PLACE = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.S)
+from measured_page import DOCS, drawn, read
+
+PAGE = DOCS / "prune-training.md"
 MODES = {"end": "question in the prompt", "unseen": "question unseen"}
 SIDES = {"none": "whole prompt", "learned": "learned", "oracle": "oracle (saliency of the right answer)"}
 VARIANTS = {
@@ -161,16 +158,10 @@ def _rates(rates: dict[str, Any], tasks: list[str]) -> str:
     return " | ".join(found)
 
 
-def _drawn(found: re.Match[str]) -> str:
-    """One place of the page; left as it is while its record is not there."""
-    draw, source = DRAWN[found[2]]
-    path = RESULTS / f"{source}.json"
-    return f"{found[1]}{draw(json.loads(path.read_text('utf-8')))}\n{found[3]}" if path.exists() else found[0]
-
-
 def page() -> str:
     """The page with its tables drawn from the records."""
-    return PLACE.sub(_drawn, PAGE.read_text("utf-8"))
+    tables = {name: partial(draw, read(source)) for name, (draw, source) in DRAWN.items()}
+    return drawn(PAGE, tables)
 
 
 if __name__ == "__main__":

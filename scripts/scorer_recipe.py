@@ -50,5 +50,5 @@ class ScorerRecipe:
             learning_rate=self.learning_rate,
             seed=self.seed,
             save_every=20,
-            **VARIANTS[variant],  # type: ignore[arg-type]  # checked by the dataclass
+            **VARIANTS[variant],
         )

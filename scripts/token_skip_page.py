@@ -6,17 +6,15 @@ python scripts/token_skip_page.py
 
 from __future__ import annotations
 
-import json
-import re
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-RECORD = ROOT / "benchmarks" / "results" / "diffusion_skip.json"
-PAGE = ROOT / "docs" / "token-skip.md"
+from measured_page import DOCS, drawn, read
+
+RECORD = "diffusion_skip"
+PAGE = DOCS / "token-skip.md"
 CHOSEN_ON = 200
 """The settings were chosen by looking at the first so many problems."""
-PLACE = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.S)
 
 
 def speed(record: dict[str, Any]) -> str:
@@ -80,9 +78,8 @@ DRAWN = {"speed": speed, "accuracy": accuracy, "layers": layers}
 
 def page() -> str:
     """The page with its tables as the record has them."""
-    record = json.loads(RECORD.read_text("utf-8"))
-    text = PAGE.read_text("utf-8")
-    return PLACE.sub(lambda m: f"{m[1]}{DRAWN[m[2]](record)}\n{m[3]}", text)
+    record = read(RECORD)
+    return drawn(PAGE, {name: partial(draw, record) for name, draw in DRAWN.items()})
 
 
 if __name__ == "__main__":

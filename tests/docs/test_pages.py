@@ -101,9 +101,12 @@ def test_flags_in_the_docs_exist() -> None:
         ("prune.md", "prune_page"),
     ],
 )
-def test_a_page_of_numbers_is_drawn_from_its_record(page: str, name: str) -> None:
+def test_a_page_of_numbers_is_drawn_from_its_record(
+    page: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import importlib.util
 
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None

@@ -163,7 +163,7 @@ def test_a_model_that_mixes_packed_texts_is_run_text_by_text(shared_llama: Model
     sound = TrainingForward.logits_of
 
     def mixes(self: TrainingForward, module: nn.Module, given: Any) -> Tensor:
-        return Mixed.logits_of(self, module, given) if self.together else sound(self, module, given)  # type: ignore[arg-type]  # the base takes any module
+        return Mixed.logits_of(self, module, given) if self.together else sound(self, module, given)
 
     monkeypatch.setattr(proof.TrainingForward, "logits_of", mixes)
     forward, verdict = proven_forward(shared_llama, batch)

@@ -43,7 +43,7 @@ def samples(count: int, seed: int = 0) -> Listed:
 def settings(**given: object) -> TrainSettings:
     """Few steps, two rows a forward."""
     plain: dict[str, object] = {"batch_size": 4, "rows": 2, "watch": 2, "save_every": 2, "epochs": 2}
-    return TrainSettings(schedule=SCHEDULE, protection=PROTECTION, **{**plain, **given})  # type: ignore[arg-type]  # tests give any value
+    return TrainSettings(schedule=SCHEDULE, protection=PROTECTION, **{**plain, **given})
 
 
 def jsonl(path: Path, rows: list[dict[str, str]]) -> Path:

@@ -100,9 +100,9 @@ def test_rank_targets_are_ranks_with_variance_one() -> None:
 @pytest.mark.parametrize("scale", ["rank", "log", "standard"])
 def test_targets_do_not_hang_on_the_size_of_a_samples_gradient(scale: str) -> None:
     values, _, use = numbers(2, 30)
-    small = normalised(values.abs() * 1e-12, use, scale)  # type: ignore[arg-type]
-    torch.testing.assert_close(small, normalised(values.abs(), use, scale), rtol=1e-4, atol=1e-4)  # type: ignore[arg-type]
-    same = normalised(torch.full((1, 5), 2.0), torch.ones(1, 5, dtype=torch.bool), scale)  # type: ignore[arg-type]
+    small = normalised(values.abs() * 1e-12, use, scale)
+    torch.testing.assert_close(small, normalised(values.abs(), use, scale), rtol=1e-4, atol=1e-4)
+    same = normalised(torch.full((1, 5), 2.0), torch.ones(1, 5, dtype=torch.bool), scale)
     assert same.tolist() == [[0.0] * 5]
 
 
@@ -112,6 +112,6 @@ def test_signs_and_unknown_words() -> None:
     assert keep_value(values, output="loss", sign="signed").tolist() == [2.0, -1.0]
     assert keep_value(values, output="logit", sign="signed").tolist() == [-2.0, 1.0]
     with pytest.raises(ConfigError, match="unknown sign 'absolute'"):
-        keep_value(values, output="loss", sign="absolute")  # type: ignore[arg-type]
+        keep_value(values, output="loss", sign="absolute")
     with pytest.raises(ConfigError, match="unknown scale 'z'"):
-        normalised(values[None], torch.ones(1, 2, dtype=torch.bool), "z")  # type: ignore[arg-type]
+        normalised(values[None], torch.ones(1, 2, dtype=torch.bool), "z")

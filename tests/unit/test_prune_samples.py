@@ -80,7 +80,7 @@ def test_long_lines_can_be_left_out_and_the_others_keep_their_names(model: tr.Mo
 @pytest.mark.parametrize("source", ["arithmetic", "retrieval", "niah_single"])
 def test_tasks_are_random_access_and_splits_differ(model: tr.Model, source: str) -> None:
     one, two, held = (
-        TaskSamples(model, TaskSettings(source=source, samples=6, tokens=480, split=split))  # type: ignore[arg-type]
+        TaskSamples(model, TaskSettings(source=source, samples=6, tokens=480, split=split))
         for split in ("train", "train", "heldout")
     )
     assert [s.hash for s in each(one)] == [two[i].hash for i in range(6)]

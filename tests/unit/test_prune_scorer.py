@@ -95,13 +95,13 @@ def test_the_fingerprint_follows_weights_and_config_not_precision(model: tr.Mode
     assert same != model_fingerprint(tiny_llama(seed=1))
     other = tiny_llama()
     with torch.no_grad():
-        other.layout.layers[2].mlp.up_proj.weight.mul_(1.02)  # type: ignore[union-attr, operator]
+        other.layout.layers[2].mlp.up_proj.weight.mul_(1.02)
     assert same != model_fingerprint(other)
     turned = tiny_llama()
-    turned.model.config.rope_parameters["rope_theta"] = 500.0  # type: ignore[union-attr, index]
+    turned.model.config.rope_parameters["rope_theta"] = 500.0
     assert same != model_fingerprint(turned)
     named = tiny_llama()
-    named.model.config.pad_token_id = 5  # type: ignore[union-attr]
+    named.model.config.pad_token_id = 5
     assert same == model_fingerprint(named)
 
 

@@ -43,7 +43,7 @@ def pruned(**given: Any) -> tr.Pruned:
 
 WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "empty": (lambda: Schedule.of({}), "has no stages; give at least one"),
-    "no schedule": (lambda: Schedule.of(0.9), r"a schedule is \{layer: keep\}"),  # type: ignore[arg-type]
+    "no schedule": (lambda: Schedule.of(0.9), r"a schedule is \{layer: keep\}"),
     "out of order": (lambda: Schedule.of({7: 0.8, 4: 0.7}), "from layer 7 to layer 4; give layers in rising order"),
     "growing": (lambda: Schedule.of({4: 0.7, 7: 0.8}), r"layer 7 keeps 0.8, more than layer 4 \(0.7\)"),
     "growing tokens": (lambda: Schedule.of({4: 70, 7: 80}), "layer 7 keeps 80, more than layer 4"),
@@ -53,7 +53,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "nan": (lambda: Schedule.of({4: float("nan")}), r"must be in \(0, 1\]"),
     "below one token": (lambda: Schedule.of({4: 0}), "keeps 0 tokens; keep at least 1"),
     "truth": (lambda: Schedule.of({4: True}), "keeps True; give a float"),
-    "word": (lambda: Schedule.of({4: "half"}), "keeps 'half'; give a float"),  # type: ignore[dict-item]
+    "word": (lambda: Schedule.of({4: "half"}), "keeps 'half'; give a float"),
     "layer 0": (lambda: Schedule.of({0: 0.9}), "a stage at layer 0: transformers reads the length"),
     "layer -1": (lambda: Schedule.of({-1: 0.9}), "give the index of a layer"),
     "ratio": (lambda: Schedule.geometric(32, 1.2), r"ratio must be in \(0, 1\], got 1.2"),

@@ -54,7 +54,7 @@ def log(folder: Path) -> list[dict[str, Any]]:
 
 
 def outcome(folder: Path) -> tuple[bytes, bytes, bytes]:
-    return tuple((folder / name).read_bytes() for name in (WEIGHTS, FACTS, "log.jsonl"))  # type: ignore[return-value]
+    return tuple((folder / name).read_bytes() for name in (WEIGHTS, FACTS, "log.jsonl"))
 
 
 def test_every_term_is_logged_and_every_sample_seen_once_an_epoch(
@@ -119,7 +119,7 @@ def test_an_inert_term_ends_the_training_in_one_line(
     model: tr.Model, targets: Targets, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     change, message = INERT[case]
-    monkeypatch.setattr(Objective, "terms", spoiled(change))  # type: ignore[arg-type]
+    monkeypatch.setattr(Objective, "terms", spoiled(change))
     with pytest.raises(TrainingError, match=message) as caught:
         training(model, targets).run(tmp_path)
     assert "\n" not in str(caught.value)
@@ -226,7 +226,7 @@ def test_wrong_requests_are_refused(model: tr.Model, targets: Targets) -> None:
         ({"offline": True, "mse_weight": 0.0, "rank_weight": 0.0}, "every loss term"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
-            TrainSettings(schedule=SCHEDULE, **wrong)  # type: ignore[arg-type]
+            TrainSettings(schedule=SCHEDULE, **wrong)
 
 
 def test_the_watch_waits_for_as_many_steps_as_it_was_told() -> None:

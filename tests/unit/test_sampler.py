@@ -264,4 +264,4 @@ def test_settings_outside_their_range_cannot_be_built(settings):
 
 def test_an_unknown_engine_is_refused(expert, amateur, tmp_path):
     with pytest.raises(ConfigError, match="no engine called 'spark'"):
-        sample(expert, amateur, questions("x"), Path(tmp_path), engine="spark")  # type: ignore[arg-type]
+        sample(expert, amateur, questions("x"), Path(tmp_path), engine="spark")
